@@ -1,0 +1,25 @@
+//! Cofferdam: a network segmentation policy controller for Docker hosts.
+//!
+//! One way through the house, from left to right; only [`daemon`] knows both halves:
+//!
+//! ```text
+//! policy ────┐
+//!            ├─> model ─> plan ─> kernel, docker
+//! inventory ─┘
+//! ```
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "only the pure rooms (policy, inventory, model, plan) deny them, each at its own head"
+)]
+
+pub mod cli;
+pub mod daemon;
+pub mod docker;
+pub mod inventory;
+pub mod kernel;
+pub mod model;
+pub mod net;
+pub mod plan;
+pub mod policy;
+pub mod settings;

@@ -1,0 +1,292 @@
+//! The ruleset as our own small representation: what `kernel::nft` renders to nftables and `plan::eval` interprets.
+//!
+//! *Structure* is tables, chains, sets' declarations, counters and rules: a function of the policy. *Inventory* is the
+//! sets' [`Elements`]: a function of the containers. Every statement carries its nft text.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use crate::net::{AddressSet, Family, IfName, Mac, PortRange, Transport};
+
+/// The name of both our tables.
+pub const TABLE: &str = "cofferdam";
+
+/// Which of our two tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TableFamily {
+    /// `table inet cofferdam`: who may open what.
+    Inet,
+    /// `table bridge cofferdam`: who is who.
+    Bridge,
+}
+
+impl TableFamily {
+    /// Both, in order.
+    pub const ALL: [Self; 2] = [Self::Inet, Self::Bridge];
+
+    /// The family's name in nft.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Bridge => "bridge",
+        }
+    }
+}
+
+macro_rules! names {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => { $(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub String);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str { &self.0 }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self { Self(text.to_owned()) }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(&self.0) }
+        }
+    )+ };
+}
+
+names! {
+    /// A chain's name within its table.
+    ChainName,
+    /// A set's or map's name within its table.
+    SetName,
+    /// A named counter.
+    CounterName,
+}
+
+/// Both tables' structure.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ruleset {
+    pub tables: BTreeMap<TableFamily, Table>,
+}
+
+/// One table's structure.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Table {
+    pub chains: BTreeMap<ChainName, Chain>,
+    pub sets: BTreeMap<SetName, SetSpec>,
+    pub counters: BTreeSet<CounterName>,
+}
+
+/// A chain: hooked (a base chain, policy accept) or reached by goto and jump.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Chain {
+    pub hook: Option<Hook>,
+    pub rules: Vec<Rule>,
+}
+
+/// Where a base chain of type `filter` is hooked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    pub point: HookPoint,
+    pub priority: i32,
+}
+
+/// The kernel's hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HookPoint {
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+}
+
+/// A set, or a verdict map when `verdicts`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SetSpec {
+    pub key: KeyType,
+    /// Whether each element carries a verdict (`goto` a chain): `type KEY : verdict`.
+    pub verdicts: bool,
+    /// The most elements it can hold. The kernel allocates a sized hash table at once (16 bytes and more for each
+    /// element), so only the few global sets have one; the maps of each identity grow with their elements.
+    pub size: Option<u32>,
+}
+
+/// What a set's elements are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeyType {
+    /// `ipv4_addr`
+    Ipv4,
+    /// `ipv6_addr`
+    Ipv6,
+    /// `ipv4_addr; flags interval`
+    Ipv4Nets,
+    /// `ipv6_addr; flags interval`
+    Ipv6Nets,
+    /// `ifname`
+    IfName,
+    /// `iface_index`
+    IfIndex,
+    /// `ether_addr`
+    Mac,
+    /// `iface_index . ether_addr . ipv4_addr`
+    Binding4,
+    /// `iface_index . ether_addr . ipv6_addr`
+    Binding6,
+}
+
+/// An element's key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    Ipv4(Ipv4Addr),
+    Ipv6(Ipv6Addr),
+    /// For both kinds of interval sets; the ranges of one set never overlap.
+    Net(IpNet),
+    IfName(IfName),
+    IfIndex(u32),
+    Mac(Mac),
+    Binding4(u32, Mac, Ipv4Addr),
+    Binding6(u32, Mac, Ipv6Addr),
+}
+
+/// One set, across both tables.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetRef {
+    pub table: TableFamily,
+    pub set: SetName,
+}
+
+/// The elements of all sets: key, and for verdict maps the chain to go to.
+pub type Elements = BTreeMap<SetRef, BTreeMap<Key, Option<ChainName>>>;
+
+/// One change of one element.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ElementChange {
+    pub set: SetRef,
+    pub key: Key,
+    pub action: ElementAction,
+}
+
+/// What happens to an element.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ElementAction {
+    /// Into a plain set (`None`) or a verdict map.
+    Add(Option<ChainName>),
+    Delete,
+}
+
+/// A rule: statements in order; a match that fails ends it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rule {
+    pub statements: Vec<Statement>,
+    pub comment: Option<String>,
+}
+
+/// In or out of the packet's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Side {
+    /// `iifname`, `iif`, `saddr`
+    Source,
+    /// `oifname`, `oif`, `daddr`
+    Destination,
+}
+
+/// What an interface's name is held against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Interfaces {
+    /// `@set` of [`KeyType::IfName`]
+    In(SetName),
+    /// `!= @set`
+    NotIn(SetName),
+    /// `{ "docker0", "br-*" }`: exact names, or a prefix and `*`.
+    Like(Vec<String>),
+}
+
+/// What an address is held against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Addresses {
+    /// `@set`
+    In(SetName),
+    /// `{ 198.51.100.0-198.51.100.63, … }`: the ranges of the statement's family; never empty.
+    Ranges(AddressSet),
+}
+
+/// Where in an Ethernet frame a proof of identity is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BindingSource {
+    /// `meta iif . ether saddr . ip saddr` (or `ip6 saddr`)
+    Sender(Family),
+    /// `meta iif . ether saddr . arp saddr ip`
+    ArpFrame,
+    /// `meta iif . arp saddr ether . arp saddr ip`
+    ArpBody,
+    /// `meta oif . ether daddr . ip daddr` (or `ip6 daddr`)
+    Receiver(Family),
+}
+
+/// The EtherTypes that the bridge table tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EtherType {
+    /// `ip`, 0x0800
+    Ip,
+    /// `arp`, 0x0806
+    Arp,
+    /// `ip6`, 0x86dd
+    Ip6,
+}
+
+/// One statement of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Statement {
+    /// `iifname @guarded`, `oifname != @open`, `iifname { "docker0", "br-*" }`
+    Interface(Side, Interfaces),
+    /// `meta iif @ports`, `meta oif @ports`
+    Port(Side, SetName),
+    /// `ip saddr @guarded4`, `ip6 daddr { … }`
+    Address(Side, Family, Addresses),
+    /// `arp saddr ip @guarded4`, `arp daddr ip @guarded4`
+    ArpAddress(Side, SetName),
+    /// `ether saddr @macs`
+    EtherSource(SetName),
+    /// `meta iif . ether saddr . ip saddr @bound4`
+    Binding(BindingSource, SetName),
+    /// `meta oif . ether daddr . ip daddr != @bound4`
+    NotBinding(BindingSource, SetName),
+    /// `ether type arp`
+    EtherType(EtherType),
+    /// `ether type vmap { ip : goto a, arp : goto b }`
+    EtherTypeMap(BTreeMap<EtherType, ChainName>),
+    /// `ct state vmap { established : goto CHAIN, related : goto CHAIN, invalid : drop }`
+    ConnectionState(ChainName),
+    /// `ip daddr vmap @into4`: goes to the element's chain; no element: the next rule.
+    AddressMap(Side, Family, SetName),
+    /// `meta l4proto . th dport { tcp . 8080, udp . 53-60 }`; never empty.
+    Ports(BTreeSet<(Transport, PortRange)>),
+    /// `meta l4proto icmp` (or `ipv6-icmp`) where `None`, `icmp type { 8 }` (or `icmpv6 type`) where given, as numbers.
+    Icmp(Family, Option<BTreeSet<u8>>),
+    /// `meta l4proto 2`
+    Protocol(u8),
+    /// `meta mark & BITS != 0`
+    Stamped(u32),
+    /// `meta mark set meta mark | BITS`
+    Stamp(u32),
+    /// `counter name "e_…"`
+    Counter(CounterName),
+    /// `limit rate N/second burst N packets`
+    Limit {
+        per_second: u32,
+        burst: u32,
+    },
+    /// `log prefix "…" group N snaplen 128`
+    Log {
+        prefix: String,
+        group: u16,
+    },
+    Accept,
+    Drop,
+    Goto(ChainName),
+    Jump(ChainName),
+}
