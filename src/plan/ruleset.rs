@@ -290,3 +290,23 @@ pub enum Statement {
     Goto(ChainName),
     Jump(ChainName),
 }
+
+/// One step of a structure transaction; the steps of one transaction are applied in order, all or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Start from nothing: `add`, `delete`, `add` of both tables.
+    ResetTables,
+    /// Remove both tables, whether or not they exist.
+    DeleteTables,
+    AddCounter(TableFamily, CounterName),
+    AddSet(SetRef, SetSpec),
+    AddChain(TableFamily, ChainName, Option<Hook>),
+    /// Remove a chain's rules, so that new ones can be added.
+    FlushChain(TableFamily, ChainName),
+    /// Append a rule.
+    AddRule(TableFamily, ChainName, Rule),
+    Element(ElementChange),
+    DeleteChain(TableFamily, ChainName),
+    DeleteSet(SetRef),
+    DeleteCounter(TableFamily, CounterName),
+}
