@@ -12,6 +12,16 @@ use ipnet::IpNet;
 
 use crate::net::{IfName, Mac};
 
+mod state;
+
+pub use state::{Changes, Inventory, Listing};
+
+/// The label that every network of ours carries, with the value `true`.
+pub const MANAGED_LABEL: &str = "io.cofferdam.managed";
+
+/// The label that names the service whose network it is, as `segment/service`.
+pub const SERVICE_LABEL: &str = "io.cofferdam.service";
+
 /// A container's full id (64 hexadecimal digits).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContainerId(pub String);
@@ -69,7 +79,8 @@ pub struct Container {
     pub endpoints: BTreeMap<NetworkId, Endpoint>,
 }
 
-/// One attachment of a container to a network. A stopped container's endpoint may have no addresses.
+/// One attachment of a container to a network. A stopped container's endpoint may have no addresses, or only those
+/// that it asks for at its start.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Endpoint {
     pub mac: Option<Mac>,
@@ -78,6 +89,12 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// Whether it is in the kernel: the engine names an Ethernet address from the endpoint's creation to its end. The
+    /// addresses of one that is not are only wishes, and meanwhile they may be another container's.
+    pub fn is_live(&self) -> bool {
+        self.mac.is_some()
+    }
+
     /// Its addresses, IPv4 first.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         self.ipv4
@@ -98,6 +115,22 @@ pub struct Network {
     pub labels: BTreeMap<String, String>,
 }
 
+impl Network {
+    /// Whether it carries our mark. Only such a network may ever be changed or removed by us.
+    pub fn is_ours(&self) -> bool {
+        self.labels
+            .get(MANAGED_LABEL)
+            .is_some_and(|value| value == "true")
+    }
+
+    /// The segment and the service whose network of ours this is.
+    pub fn owner(&self) -> Option<(&str, &str)> {
+        let (segment, service) = self.labels.get(SERVICE_LABEL)?.split_once('/')?;
+        let valid = self.is_ours() && !segment.is_empty() && !service.is_empty() && !service.contains('/');
+        valid.then_some((segment, service))
+    }
+}
+
 /// What carries a network's packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkKind {
@@ -105,4 +138,36 @@ pub enum NetworkKind {
     Bridge(IfName),
     /// A driver whose packets pass no hook of ours, by the driver's name (`macvlan`, `ipvlan`, `overlay`, …).
     Other(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_stands_in_the_labels_of_our_networks_alone() {
+        let network = |labels: &[(&str, &str)]| Network {
+            id: NetworkId("f".repeat(64)),
+            name: "cofferdam-shop-db".into(),
+            kind: NetworkKind::Other("null".into()),
+            subnets: vec![],
+            internal: true,
+            labels: labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+        };
+        let ours = (MANAGED_LABEL, "true");
+        assert_eq!(
+            network(&[ours, (SERVICE_LABEL, "shop/db")]).owner(),
+            Some(("shop", "db"))
+        );
+        assert_eq!(network(&[(SERVICE_LABEL, "shop/db")]).owner(), None);
+        for malformed in ["", "shop", "/db", "shop/", "shop/db/x"] {
+            assert_eq!(
+                network(&[ours, (SERVICE_LABEL, malformed)]).owner(),
+                None,
+                "{malformed}"
+            );
+        }
+        assert!(network(&[ours]).is_ours());
+        assert!(!network(&[(MANAGED_LABEL, "yes")]).is_ours());
+    }
 }

@@ -1,0 +1,233 @@
+//! The state itself: what the engine last said, and mutators that return what they changed for real.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Container, ContainerId, Endpoint, Lifecycle, Network, NetworkId};
+
+/// A full reading of the engine. What is missing from it is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listing {
+    pub containers: Vec<Container>,
+    pub networks: Vec<Network>,
+}
+
+/// The objects that an event really touched: a value that was already so is no change.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    pub containers: BTreeSet<ContainerId>,
+    pub networks: BTreeSet<NetworkId>,
+}
+
+impl Changes {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.containers.is_empty() && self.networks.is_empty()
+    }
+
+    /// Takes the other's objects in too.
+    pub fn merge(&mut self, other: Self) {
+        self.containers.extend(other.containers);
+        self.networks.extend(other.networks);
+    }
+
+    fn of_container(id: &ContainerId) -> Self {
+        Self {
+            containers: BTreeSet::from([id.clone()]),
+            networks: BTreeSet::new(),
+        }
+    }
+
+    fn of_network(id: &NetworkId) -> Self {
+        Self {
+            containers: BTreeSet::new(),
+            networks: BTreeSet::from([id.clone()]),
+        }
+    }
+}
+
+/// The engine as it was last seen.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Inventory {
+    containers: BTreeMap<ContainerId, Container>,
+    networks: BTreeMap<NetworkId, Network>,
+    /// Endpoints that were seen before their container was. They count for nobody until it is known.
+    early: BTreeMap<ContainerId, BTreeMap<NetworkId, Endpoint>>,
+}
+
+impl Inventory {
+    /// One that knows nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Every known container, by id.
+    pub fn containers(&self) -> &BTreeMap<ContainerId, Container> {
+        &self.containers
+    }
+
+    /// Every known network, by id.
+    pub fn networks(&self) -> &BTreeMap<NetworkId, Network> {
+        &self.networks
+    }
+
+    /// The container of that id.
+    pub fn container(&self, id: &ContainerId) -> Option<&Container> {
+        self.containers.get(id)
+    }
+
+    /// The network of that id.
+    pub fn network(&self, id: &NetworkId) -> Option<&Network> {
+        self.networks.get(id)
+    }
+
+    /// Containers that have endpoints but are not known themselves: read these from the engine.
+    pub fn unknown_containers(&self) -> impl Iterator<Item = &ContainerId> {
+        self.early.keys()
+    }
+
+    /// Replaces everything by a full reading. Whatever was seen before it is forgotten, early endpoints too, so
+    /// the reading has to be applied before the events that came in while it was made.
+    pub fn reset(&mut self, listing: Listing) -> Changes {
+        let containers = by_id(listing.containers, |container| container.id.clone());
+        let networks = by_id(listing.networks, |network| network.id.clone());
+        let changes = Changes {
+            containers: differing(&self.containers, &containers),
+            networks: differing(&self.networks, &networks),
+        };
+        *self = Self {
+            containers,
+            networks,
+            early: BTreeMap::new(),
+        };
+        changes
+    }
+
+    /// Takes a container's new reading. Endpoints that were seen before the container was known complete it where
+    /// the reading has none, or none that is in the kernel yet.
+    pub fn upsert_container(&mut self, mut container: Container) -> Changes {
+        for (network, endpoint) in self.early.remove(&container.id).unwrap_or_default() {
+            if !container.endpoints.get(&network).is_some_and(Endpoint::is_live) {
+                if endpoint.is_live() {
+                    container.lifecycle = Lifecycle::Running;
+                }
+                container.endpoints.insert(network, endpoint);
+            }
+        }
+        if self.containers.get(&container.id) == Some(&container) {
+            return Changes::default();
+        }
+        let changes = Changes::of_container(&container.id);
+        self.containers.insert(container.id.clone(), container);
+        changes
+    }
+
+    /// Forgets a container with its endpoints.
+    pub fn remove_container(&mut self, id: &ContainerId) -> Changes {
+        self.early.remove(id);
+        match self.containers.remove(id) {
+            Some(_) => Changes::of_container(id),
+            None => Changes::default(),
+        }
+    }
+
+    /// Marks a container as running or stopped. A stopped one has no endpoint in the kernel and its addresses are
+    /// free at once, so they are forgotten; the attachments stay. Read the container again for what it keeps.
+    pub fn set_lifecycle(&mut self, id: &ContainerId, lifecycle: Lifecycle) -> Changes {
+        if lifecycle == Lifecycle::Stopped {
+            self.early.remove(id);
+        }
+        self.change_container(id, |container| {
+            container.lifecycle = lifecycle;
+            if lifecycle == Lifecycle::Stopped {
+                for endpoint in container
+                    .endpoints
+                    .values_mut()
+                    .filter(|endpoint| endpoint.is_live())
+                {
+                    *endpoint = Endpoint::default();
+                }
+            }
+        })
+    }
+
+    /// Renames a container.
+    pub fn rename_container(&mut self, id: &ContainerId, name: &str) -> Changes {
+        self.change_container(id, |container| name.clone_into(&mut container.name))
+    }
+
+    /// Takes a network's new reading.
+    pub fn upsert_network(&mut self, network: Network) -> Changes {
+        if self.networks.get(&network.id) == Some(&network) {
+            return Changes::default();
+        }
+        let changes = Changes::of_network(&network.id);
+        self.networks.insert(network.id.clone(), network);
+        changes
+    }
+
+    /// Forgets a network. Attachments to it stay with their containers until the engine says otherwise.
+    pub fn remove_network(&mut self, id: &NetworkId) -> Changes {
+        match self.networks.remove(id) {
+            Some(_) => Changes::of_network(id),
+            None => Changes::default(),
+        }
+    }
+
+    /// Takes one attachment's new reading. One that is in the kernel makes its container a running one; one of an
+    /// unknown container is kept until the container is known, and is no change until then.
+    pub fn set_endpoint(&mut self, id: &ContainerId, network: &NetworkId, endpoint: Endpoint) -> Changes {
+        if !self.containers.contains_key(id) {
+            let early = self.early.entry(id.clone()).or_default();
+            early.insert(network.clone(), endpoint);
+            return Changes::default();
+        }
+        self.change_container(id, |container| {
+            if endpoint.is_live() {
+                container.lifecycle = Lifecycle::Running;
+            }
+            container.endpoints.insert(network.clone(), endpoint);
+        })
+    }
+
+    /// Forgets one attachment.
+    pub fn remove_endpoint(&mut self, id: &ContainerId, network: &NetworkId) -> Changes {
+        if let Some(early) = self.early.get_mut(id) {
+            early.remove(network);
+            if early.is_empty() {
+                self.early.remove(id);
+            }
+        }
+        self.change_container(id, |container| {
+            container.endpoints.remove(network);
+        })
+    }
+
+    fn change_container(&mut self, id: &ContainerId, change: impl FnOnce(&mut Container)) -> Changes {
+        let Some(container) = self.containers.get_mut(id) else {
+            return Changes::default();
+        };
+        let before = container.clone();
+        change(container);
+        if *container == before {
+            Changes::default()
+        } else {
+            Changes::of_container(id)
+        }
+    }
+}
+
+/// Of two readings of one object in a listing the later counts.
+fn by_id<K: Ord, V>(values: Vec<V>, id: impl Fn(&V) -> K) -> BTreeMap<K, V> {
+    values.into_iter().map(|value| (id(&value), value)).collect()
+}
+
+/// The keys whose values are not the same on both sides.
+fn differing<K: Ord + Clone, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) -> BTreeSet<K> {
+    let keys = before.keys().chain(after.keys());
+    keys.filter(|key| before.get(key) != after.get(key))
+        .cloned()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
