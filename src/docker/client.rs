@@ -1,0 +1,197 @@
+//! The connection to an engine, and what can go wrong with it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::errors::Error as WireError;
+
+/// The oldest API that we speak: Engine 20.10.
+const OLDEST_API: (u32, u32) = (1, 41);
+
+/// API of Engine 28.0, the first with the gateway mode `isolated`.
+const GATEWAY_MODE_API: (u32, u32) = (1, 48);
+
+/// How long the first answer may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long any later answer may take to begin. Most take milliseconds, but what needs a container's lock waits for
+/// its start, and one on 251 networks took 57 s to start.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Why an engine could not be reached or did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("cannot reach a Docker Engine at {}; is it running, and may this process use its socket?", .socket.display())]
+    Unreachable { socket: PathBuf, source: WireError },
+    #[error(
+        "the Docker Engine at {} is too old: version {version} with API {}.{}, needed is 20.10 with API 1.41 or later",
+        .socket.display(), .api.0, .api.1
+    )]
+    TooOld {
+        socket: PathBuf,
+        version: String,
+        api: (u32, u32),
+    },
+    #[error("the Docker Engine at {} did not tell its API version, but `{api}`", .socket.display())]
+    NotAnEngine { socket: PathBuf, api: String },
+    #[error("cannot {attempted}")]
+    Request { attempted: String, source: WireError },
+}
+
+impl EngineError {
+    /// Whether the same request may succeed later without anybody's help.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::TooOld { .. } | Self::NotAnEngine { .. } => false,
+            Self::Request { source, .. } => is_transient(source),
+        }
+    }
+
+    pub(super) fn request(attempted: impl Into<String>) -> impl FnOnce(WireError) -> Self {
+        let attempted = attempted.into();
+        move |source| Self::Request { attempted, source }
+    }
+}
+
+/// Whether the fault lies in the connection or in the engine's present state rather than in the request.
+pub(super) fn is_transient(error: &WireError) -> bool {
+    match error {
+        WireError::DockerResponseServerError { status_code, .. } => *status_code >= 500,
+        WireError::RequestTimeoutError
+        | WireError::IOError { .. }
+        | WireError::HyperResponseError { .. }
+        | WireError::HyperLegacyError { .. }
+        | WireError::SocketNotFoundError(_) => true,
+        _ => false,
+    }
+}
+
+/// The status and the message of an engine's refusal.
+pub(super) fn refusal(error: &WireError) -> Option<(u16, &str)> {
+    match error {
+        WireError::DockerResponseServerError { status_code, message } => Some((*status_code, message)),
+        _ => None,
+    }
+}
+
+/// `None` for what the engine does not have (404).
+pub(super) fn found<T>(answer: Result<T, WireError>) -> Result<Option<T>, WireError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if refusal(&error).is_some_and(|(status, _)| status == 404) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What an engine says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineVersion {
+    /// As the engine writes it, for people: `20.10.24+dfsg1`.
+    pub version: String,
+    /// The newest API that it speaks, major and minor.
+    pub api: (u32, u32),
+}
+
+impl EngineVersion {
+    /// Whether a bridge's gateway mode can be `isolated`.
+    pub(super) fn has_isolated_gateways(&self) -> bool {
+        self.api >= GATEWAY_MODE_API
+    }
+}
+
+/// A connection to one engine with an API version that both sides speak. Every request opens the socket anew, so it
+/// outlives the engine's restarts; but a restarted engine may be another version.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    pub(super) docker: Docker,
+    version: Arc<EngineVersion>,
+}
+
+impl Engine {
+    /// Connects to the engine that listens on a Unix socket and agrees with it on an API version.
+    pub async fn connect(socket: &Path) -> Result<Self, EngineError> {
+        let unreachable = |source| EngineError::Unreachable {
+            socket: socket.to_owned(),
+            source,
+        };
+        let docker = Docker::connect_with_unix(
+            &socket.to_string_lossy(),
+            CONNECT_TIMEOUT.as_secs(),
+            bollard::API_DEFAULT_VERSION,
+        )
+        .map_err(unreachable)?;
+        let docker = docker.negotiate_version().await.map_err(unreachable)?;
+        let answer = docker.version().await.map_err(unreachable)?;
+        let api = answer.api_version.unwrap_or_default();
+        let api = parse_api(&api).ok_or_else(|| EngineError::NotAnEngine {
+            socket: socket.to_owned(),
+            api,
+        })?;
+        let version = answer.version.unwrap_or_default();
+        if api < OLDEST_API {
+            return Err(EngineError::TooOld {
+                socket: socket.to_owned(),
+                version,
+                api,
+            });
+        }
+        Ok(Self {
+            docker: docker.with_timeout(REQUEST_TIMEOUT),
+            version: Arc::new(EngineVersion { version, api }),
+        })
+    }
+
+    /// What the engine said of itself when the connection was made.
+    pub fn info(&self) -> &EngineVersion {
+        &self.version
+    }
+}
+
+/// `1.41` as numbers.
+fn parse_api(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn api_versions_are_numbers_not_text() {
+        assert_eq!(parse_api("1.41"), Some((1, 41)));
+        assert!(parse_api("1.5") < parse_api("1.41"));
+        assert_eq!(parse_api(""), None);
+        assert_eq!(parse_api("1.41-rc"), None);
+    }
+
+    #[tokio::test]
+    async fn no_socket_is_unreachable_and_worth_another_try() {
+        let folder = tempfile::tempdir().unwrap();
+        let absent = folder.path().join("docker.sock");
+        let error = Engine::connect(&absent).await.unwrap_err();
+        assert!(matches!(error, EngineError::Unreachable { .. }), "{error:?}");
+        assert!(error.is_retryable());
+
+        // A socket's file that nobody listens on.
+        drop(std::os::unix::net::UnixListener::bind(&absent).unwrap());
+        let error = Engine::connect(&absent).await.unwrap_err();
+        assert!(matches!(error, EngineError::Unreachable { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn refusals_are_final_and_faults_are_not() {
+        let answer = |status_code| WireError::DockerResponseServerError {
+            status_code,
+            message: String::new(),
+        };
+        assert!(is_transient(&answer(500)));
+        assert!(!is_transient(&answer(404)));
+        assert!(is_transient(&WireError::RequestTimeoutError));
+        assert!(found::<()>(Err(answer(404))).unwrap().is_none());
+        assert!(found::<()>(Err(answer(403))).is_err());
+    }
+}
