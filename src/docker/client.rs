@@ -6,9 +6,13 @@ use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error as WireError;
+use bollard::models::SystemVersion;
 
 /// The oldest API that we speak: Engine 20.10.
 const OLDEST_API: (u32, u32) = (1, 41);
+
+/// The newest API that bollard's types know.
+const NEWEST_API: (u32, u32) = (1, 53);
 
 /// API of Engine 28.0, the first with the gateway mode `isolated`.
 const GATEWAY_MODE_API: (u32, u32) = (1, 48);
@@ -125,22 +129,11 @@ impl Engine {
         .map_err(unreachable)?;
         let docker = docker.negotiate_version().await.map_err(unreachable)?;
         let answer = docker.version().await.map_err(unreachable)?;
-        let api = answer.api_version.unwrap_or_default();
-        let api = parse_api(&api).ok_or_else(|| EngineError::NotAnEngine {
-            socket: socket.to_owned(),
-            api,
-        })?;
-        let version = answer.version.unwrap_or_default();
-        if api < OLDEST_API {
-            return Err(EngineError::TooOld {
-                socket: socket.to_owned(),
-                version,
-                api,
-            });
-        }
+        let version = accept(socket, answer)?;
+        let api = version.api.min(NEWEST_API);
         Ok(Self {
-            docker: docker.with_timeout(REQUEST_TIMEOUT),
-            version: Arc::new(EngineVersion { version, api }),
+            docker: pin_version(docker, api).with_timeout(REQUEST_TIMEOUT),
+            version: Arc::new(version),
         })
     }
 
@@ -148,6 +141,40 @@ impl Engine {
     pub fn info(&self) -> &EngineVersion {
         &self.version
     }
+}
+
+/// Has every request name its API version, so that a newer engine answers in the shape that we know. bollard agrees on a
+/// version too but then sends bare paths (`GET /containers/json`), which an engine answers in its newest version.
+fn pin_version(docker: Docker, (major, minor): (u32, u32)) -> Docker {
+    docker.with_request_modifier(move |mut request| {
+        let uri = request.uri();
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        if let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) {
+            // The parts come from a valid URI, so the whole is one.
+            if let Ok(pinned) = format!("{scheme}://{authority}/v{major}.{minor}{path}").parse() {
+                *request.uri_mut() = pinned;
+            }
+        }
+        request
+    })
+}
+
+/// What the engine says of itself, if we can work with it.
+fn accept(socket: &Path, answer: SystemVersion) -> Result<EngineVersion, EngineError> {
+    let api = answer.api_version.unwrap_or_default();
+    let api = parse_api(&api).ok_or_else(|| EngineError::NotAnEngine {
+        socket: socket.to_owned(),
+        api,
+    })?;
+    let version = answer.version.unwrap_or_default();
+    if api < OLDEST_API {
+        return Err(EngineError::TooOld {
+            socket: socket.to_owned(),
+            version,
+            api,
+        });
+    }
+    Ok(EngineVersion { version, api })
 }
 
 /// `1.41` as numbers.
@@ -166,6 +193,31 @@ mod tests {
         assert!(parse_api("1.5") < parse_api("1.41"));
         assert_eq!(parse_api(""), None);
         assert_eq!(parse_api("1.41-rc"), None);
+    }
+
+    #[test]
+    fn engines_before_20_10_are_refused() {
+        let accept = |version: &str, api: &str| {
+            let answer = SystemVersion {
+                version: Some(version.into()),
+                api_version: Some(api.into()),
+                ..SystemVersion::default()
+            };
+            accept(Path::new("/run/docker.sock"), answer)
+        };
+        assert!(!accept("20.10.24+dfsg1", "1.41").unwrap().has_isolated_gateways());
+        assert!(accept("28.5.2", "1.51").unwrap().has_isolated_gateways());
+        let old = accept("19.03.15", "1.40").unwrap_err();
+        assert!(!old.is_retryable());
+        assert_eq!(
+            old.to_string(),
+            "the Docker Engine at /run/docker.sock is too old: version 19.03.15 with API 1.40, needed is 20.10 with \
+             API 1.41 or later"
+        );
+        assert!(matches!(
+            accept("4.9", "latest"),
+            Err(EngineError::NotAnEngine { .. })
+        ));
     }
 
     #[tokio::test]

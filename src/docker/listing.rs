@@ -52,8 +52,10 @@ impl Engine {
         let bridges = networks
             .iter()
             .filter(|network| matches!(network.kind, NetworkKind::Bridge(_)));
+        // Owned ids: borrowed ones would make this future one that cannot be spawned.
+        let bridges: Vec<_> = bridges.map(|network| network.id.clone()).collect();
         let snapshots: Vec<_> = stream::iter(bridges)
-            .map(|network| self.network(&network.id))
+            .map(|id| async move { self.network(&id).await })
             .buffer_unordered(PARALLEL)
             .try_collect()
             .await?;
