@@ -1,6 +1,7 @@
 //! The networks that we make, and the attachments of containers to them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use bollard::errors::Error as WireError;
@@ -202,22 +203,35 @@ impl Engine {
         network: &NetworkId,
         container: &ContainerId,
     ) -> Result<(), NetworkError> {
+        self.disconnect(&network.0, network, container).await
+    }
+
+    /// Has a container that does not run forget a network that is gone, and whose wish for it keeps it from starting.
+    /// Only the network's name does it: by the id the engine says `is not connected`, and keeps the wish.
+    pub async fn forget_network(&self, name: &str, container: &ContainerId) -> Result<(), NetworkError> {
+        self.disconnect(name, &name, container).await
+    }
+
+    async fn disconnect(
+        &self,
+        network: &str,
+        shown: &(dyn Display + Sync),
+        container: &ContainerId,
+    ) -> Result<(), NetworkError> {
+        let attempted = format!("detach container {container} from network {shown}");
         let body = NetworkDisconnectRequest {
             container: container.0.clone(),
             force: Some(true),
         };
-        match self.docker.disconnect_network(&network.0, body).await {
+        match self.docker.disconnect_network(network, body).await {
             Ok(()) => Ok(()),
             Err(source) if is_detached(&source) => Ok(()),
-            Err(source) => Err(NetworkError::Other {
-                attempted: format!("detach container {container} from network {network}"),
-                source,
-            }),
+            Err(source) => Err(NetworkError::Other { attempted, source }),
         }
     }
 
     /// Removes a network. One that is not there is fine. Containers that do not run keep their wish for it, and then they
-    /// **cannot start** (`network … not found`): detach them first.
+    /// **cannot start** (`network … not found`): detach them first, or later with [`Engine::forget_network`].
     pub async fn remove_network(&self, network: &NetworkId) -> Result<(), NetworkError> {
         match self.docker.remove_network(&network.0).await {
             Ok(()) => Ok(()),
@@ -285,7 +299,8 @@ fn create_body(request: &NetworkRequest, engine: &EngineVersion) -> NetworkCreat
         options.insert(format!("com.docker.network.bridge.{option}"), value.into())
     };
     // No address on the bridge, so that no container reaches the host over it. There is no such option for IPv6 before
-    // Engine 28: there the bridge has the IPv6 subnet's first address, and fe80::1.
+    // Engine 28: there the bridge gets the IPv6 subnet's first address and fe80::1. Nothing needs them: with both taken
+    // off the bridge by hand, containers start and reach each other as before.
     if engine.has_isolated_gateways() {
         set("gateway_mode_ipv4", "isolated");
         if request.ipv6.is_some() {
@@ -319,79 +334,4 @@ fn subnets(request: &NetworkRequest) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request(ipv6: Option<&str>) -> NetworkRequest {
-        NetworkRequest {
-            name: "cofferdam-shop-db".into(),
-            bridge: "cfd-0123abcd".parse().unwrap(),
-            ipv4: "10.213.4.0/24".parse().unwrap(),
-            ipv6: ipv6.map(|net| net.parse().unwrap()),
-            labels: BTreeMap::new(),
-        }
-    }
-
-    fn engine(api: (u32, u32)) -> EngineVersion {
-        EngineVersion {
-            version: "test".into(),
-            api,
-        }
-    }
-
-    fn options(body: NetworkCreateRequest) -> BTreeMap<String, String> {
-        body.options.unwrap().into_iter().collect()
-    }
-
-    #[test]
-    fn the_bridge_gets_no_address_on_any_engine() {
-        let old = create_body(&request(Some("fd00::/64")), &engine((1, 47)));
-        assert_eq!(old.internal, Some(true));
-        assert_eq!(old.labels.as_ref().unwrap()[MANAGED_LABEL], "true");
-        assert_eq!(old.ipam.as_ref().unwrap().config.as_ref().unwrap().len(), 2);
-        let old = options(old);
-        assert_eq!(old["com.docker.network.bridge.inhibit_ipv4"], "true");
-        assert_eq!(old[BRIDGE_NAME], "cfd-0123abcd");
-        assert_eq!(old.len(), 2);
-
-        let new = options(create_body(&request(Some("fd00::/64")), &engine((1, 48))));
-        assert_eq!(new["com.docker.network.bridge.gateway_mode_ipv4"], "isolated");
-        assert_eq!(new["com.docker.network.bridge.gateway_mode_ipv6"], "isolated");
-        let new = create_body(&request(None), &engine((1, 52)));
-        assert_eq!(new.enable_ipv6, Some(false));
-        assert_eq!(options(new).len(), 2);
-    }
-
-    #[test]
-    fn refusals_are_told_apart() {
-        let answer = |status_code, message: &str| WireError::DockerResponseServerError {
-            status_code,
-            message: message.into(),
-        };
-        let meaning = |status, message| connect_refusal(&answer(status, message));
-        use ConnectRefusal::*;
-        assert_eq!(meaning(403, "Address already in use"), Some(AddressInUse));
-        assert_eq!(
-            meaning(
-                403,
-                "endpoint with name c1 already exists in network cofferdam-a-b"
-            ),
-            Some(Attached)
-        );
-        assert_eq!(meaning(404, "No such container: 0123"), Some(ContainerGone));
-        assert_eq!(meaning(404, "network 0123 not found"), Some(NetworkGone));
-        assert_eq!(
-            meaning(
-                400,
-                "container sharing network namespace with another container or host cannot be connected to any other network"
-            ),
-            Some(NoStack)
-        );
-        assert_eq!(meaning(500, "out of veth pairs"), None);
-        assert!(is_detached(&answer(
-            500,
-            "container 01 is not connected to the network x"
-        )));
-        assert!(!is_detached(&answer(500, "something else")));
-    }
-}
+mod tests;

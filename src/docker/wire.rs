@@ -31,15 +31,11 @@ impl NetworkNames {
         Self(names)
     }
 
-    /// The id that an attachment means. A stopped container keeps the id of a network that may have been made anew
-    /// since then, and the engine looks for its name at the next start.
+    /// The id that an attachment means. A container that was started once has it from then on, even of a network that
+    /// is gone: then it cannot start, whether or not another network has taken the name (`network … not found`).
     fn resolve(&self, container: &ContainerId, name: &str, id: &str) -> Option<NetworkId> {
-        let given = (!id.is_empty()).then(|| NetworkId(id.to_owned()));
-        if given
-            .as_ref()
-            .is_some_and(|given| self.0.values().flatten().any(|known| known == given))
-        {
-            return given;
+        if !id.is_empty() {
+            return Some(NetworkId(id.to_owned()));
         }
         let name = if name == "default" { "bridge" } else { name };
         match self.0.get(name).map(Vec::as_slice) {
@@ -48,7 +44,6 @@ impl NetworkNames {
                 warn!(%container, network = name, count = several.len(), "several networks have this name: attachment ignored");
                 None
             }
-            None if given.is_some() => given,
             None => {
                 warn!(%container, network = name, "unknown network: attachment ignored");
                 None
@@ -120,7 +115,7 @@ pub(super) fn needs_names(answer: &api::ContainerInspectResponse) -> bool {
         .and_then(|settings| settings.networks.as_ref())
         .into_iter()
         .flatten();
-    networks.any(|(_, settings)| is_empty(settings.endpoint_id.as_deref()))
+    networks.any(|(_, settings)| is_empty(settings.network_id.as_deref()))
 }
 
 /// What list and inspect have in common.

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use bollard::models::ContainerConfig;
 use bollard::query_parameters::{
     CommitContainerOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptions,
-    RestartContainerOptionsBuilder, TagImageOptionsBuilder,
+    RestartContainerOptionsBuilder, StartContainerOptions, TagImageOptionsBuilder,
 };
 use cofferdam::docker::{Attachment, NetworkError};
 use cofferdam::inventory::{
@@ -268,6 +268,44 @@ async fn networks_and_attachments() {
         engine.remove_network(&network).await.unwrap();
         engine.disconnect_container(&network, &second).await.unwrap();
         assert!(engine.network(&plain).await.unwrap().is_some());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_network_that_is_gone_can_be_forgotten() {
+    lab("cft-gone", 7, |lab| async move {
+        let engine = &lab.engine;
+        let network = engine.create_network(&lab.request("api", 0)).await.unwrap();
+        let plain = engine.create_network(&lab.request("plain", 1)).await.unwrap();
+        for starts in [0, 1] {
+            let name = format!("started-{starts}");
+            let container = lab.create(&name, "cft-gone-plain").await;
+            let network = if starts == 0 {
+                network.clone()
+            } else {
+                engine.create_network(&lab.request("api", 0)).await.unwrap()
+            };
+            engine
+                .connect_container(&network, &container, &lab.attachment(0, 5))
+                .await
+                .unwrap();
+            for _ in 0..starts {
+                lab.start(&container).await;
+                lab.stop(&container).await;
+            }
+            engine.remove_network(&network).await.unwrap();
+            let start = lab
+                .docker
+                .start_container(&container.0, None::<StartContainerOptions>)
+                .await;
+            assert!(start.is_err(), "started {starts} times before");
+            engine.forget_network("cft-gone-api", &container).await.unwrap();
+            engine.forget_network("cft-gone-api", &container).await.unwrap();
+            lab.start(&container).await;
+            let read = engine.container(&container).await.unwrap().unwrap();
+            assert_eq!(read.endpoints.keys().collect::<Vec<_>>(), [&plain]);
+        }
     })
     .await;
 }

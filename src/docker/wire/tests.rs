@@ -83,7 +83,7 @@ fn an_asked_for_mac_of_a_stopped_container_is_no_live_endpoint() {
 #[case::default_is_bridge("default", "", Some("b".repeat(64)))]
 #[case::unknown_name("nowhere", "", None)]
 #[case::ambiguous_name("twice", "", None)]
-#[case::made_anew("plain", "old", Some(PLAIN.to_owned()))]
+#[case::made_anew("plain", "old", Some("old".to_owned()))]
 #[case::gone("nowhere", "old", Some("old".to_owned()))]
 fn names_become_ids(#[case] name: &str, #[case] id: &str, #[case] expected: Option<String>) {
     let container = listed("created", name, json!({ name: waiting(id, Value::Null) }));
