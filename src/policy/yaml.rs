@@ -128,7 +128,7 @@ fn unreadable(error: &Error, file: usize, text: &str) -> Unreadable {
         _ => {
             // `from: *` is the beginning of an alias to YAML.
             let star = says.contains("alias") || matches!(inner, Error::UnknownAnchor { .. });
-            let help = star.then_some("write \"*\" with quotes if every service is meant");
+            let help = star.then_some("put a text that begins with `*` into quotes, such as \"*\"");
             (Code::Syntax, format!("not valid YAML: {says}"), help)
         }
     };
