@@ -2,11 +2,40 @@
 //!
 //! In: the text of YAML files. Out: a [`Policy`], or every fault of every file at once. Pure: no clocks, files,
 //! processes or sockets; reading the directory is `daemon::source`'s.
+//!
+//! The way through: `load` (bytes) -> `yaml` (nodes with places) -> `decode` (a `document` for each file) -> `resolve`
+//! and `edges` (one [`Policy`]). On the way faults are collected in a `text::Report`; `render` shows them.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod decode;
+mod document;
+mod edges;
+mod externals;
+mod fault;
+mod fields;
+mod load;
+mod meaning;
+mod names;
+mod ports;
+mod render;
+mod resolve;
+mod selector;
+mod selectors;
+mod suggest;
+#[cfg(test)]
+mod tests;
+mod text;
+mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+pub use self::fault::{Code, Fault, Faults, Other, count};
+pub use self::load::{Loaded, MAX_FILE_BYTES, Revision, SourceFile, load, load_with, revision};
+pub use self::meaning::{Membership, Party};
+pub use self::ports::PortsError;
+pub use self::render::Colour;
+pub use self::selector::Selector;
 use crate::net::{AddressSet, IcmpType, PortRange, Transport};
 
 /// A segment's, service's or external's name: a DNS label (lower-case letters, digits and inner hyphens, 1 to 63 bytes).
@@ -155,15 +184,4 @@ pub struct Subject<'a> {
     /// The image reference that the container was created from.
     pub image: &'a str,
     pub labels: &'a BTreeMap<String, String>,
-}
-
-/// A condition on a container; every part that is present must hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selector;
-
-impl Selector {
-    /// Whether the container belongs.
-    pub fn matches(&self, _subject: Subject<'_>) -> bool {
-        false
-    }
 }
