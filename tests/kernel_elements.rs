@@ -1,4 +1,11 @@
 //! The inventory in a real kernel: every key type reads back, a batch is all or nothing, counters count.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and acts on the system"
+)]
 
 use std::collections::BTreeMap;
 
@@ -50,8 +57,11 @@ fn net(text: &str) -> Key {
     Key::Net(text.parse().unwrap())
 }
 
-/// Each type with two keys, and how nft writes them.
-fn key_types() -> Vec<(&'static str, KeyType, [(Key, &'static str); 2])> {
+/// Two keys, and how nft writes them.
+type TwoKeys = [(Key, &'static str); 2];
+
+/// A set for each type.
+fn key_types() -> Vec<(&'static str, KeyType, TwoKeys)> {
     let v6 = |text: &str| text.parse().unwrap();
     vec![
         (

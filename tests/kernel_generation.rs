@@ -1,4 +1,11 @@
 //! Every nftables transaction is announced with the process that made it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and acts on the system"
+)]
 
 use std::time::Duration;
 

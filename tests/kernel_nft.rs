@@ -1,4 +1,11 @@
 //! The structure in a real kernel: every statement loads, a transaction is all or nothing, base chains are hooked.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and acts on the system"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -6,11 +6,11 @@
 //! Netfilter handles a request within the `send` call, so every answer is queued when `send` returns; the receive
 //! timeout is only there so that nothing can ever hang.
 
+mod wire;
+
 use std::io;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkSerializable, NlaBuffer, NlasIterator,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -20,12 +20,18 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use self::wire::{NLMSG_DONE, append};
+
+pub(super) use self::wire::{
+    attribute, attributes, messages, size, text_attribute, u32_attribute, u64_attribute,
+};
+
 /// `NFNL_SUBSYS_NFTABLES`
-pub(crate) const SUBSYSTEM_NFTABLES: u16 = 10;
+pub(in crate::kernel) const SUBSYSTEM_NFTABLES: u16 = 10;
 /// A dump's datagram is at most 32 KiB; a notification's may be larger.
-pub(crate) const DATAGRAM: usize = 64 * 1024;
+pub(in crate::kernel) const DATAGRAM: usize = 64 * 1024;
 /// The most that one message batch may hold; also half the socket's send buffer. An element takes about 120 bytes.
-pub(crate) const BATCH_BYTES: usize = 16 * 1024 * 1024;
+pub(in crate::kernel) const BATCH_BYTES: usize = 16 * 1024 * 1024;
 /// Enough for the error answers of a batch of many thousand changes (an answer occupies about 1 KiB).
 const RECEIVE_BUFFER: usize = 32 * 1024 * 1024;
 const RECEIVE_TIMEOUT_SECONDS: i64 = 5;
@@ -34,11 +40,7 @@ const DUMP_ATTEMPTS: usize = 16;
 /// Requests sent in one datagram when each is answered by itself.
 const REQUESTS_AT_ONCE: usize = 128;
 
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 const NLM_F_DUMP_INTR: u16 = 0x10;
-const HEADER: usize = 16;
-const NETFILTER_HEADER: usize = 4;
 
 /// Why the kernel could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -84,10 +86,10 @@ impl NetlinkError {
 
 /// Why a batch was not applied: nothing of it was.
 #[derive(Debug)]
-pub(crate) struct BatchError {
+pub(in crate::kernel) struct BatchError {
     /// Which message the kernel named, if it named one.
-    pub(crate) index: Option<usize>,
-    pub(crate) source: NetlinkError,
+    pub(in crate::kernel) index: Option<usize>,
+    pub(in crate::kernel) source: NetlinkError,
 }
 
 impl BatchError {
@@ -97,99 +99,18 @@ impl BatchError {
 }
 
 /// One message of a batch, with the flags beside `NLM_F_REQUEST`.
-pub(crate) type Request = (NetfilterMessage, u16);
+pub(in crate::kernel) type Request = (NetfilterMessage, u16);
 
 /// A message for a family.
-pub(crate) fn message(
+pub(in crate::kernel) fn message(
     family: NetfilterProtoFamily,
     inner: impl Into<NetfilterMessageInner>,
 ) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner)
 }
 
-/// A netlink datagram's message: type, sequence number, flags and what follows the header.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Received<'a> {
-    pub(crate) kind: u16,
-    flags: u16,
-    sequence: u32,
-    payload: &'a [u8],
-}
-
-impl<'a> Received<'a> {
-    /// The attributes after the netfilter header.
-    pub(crate) fn attributes(&self) -> &'a [u8] {
-        self.payload.get(NETFILTER_HEADER..).unwrap_or_default()
-    }
-
-    /// The answer's error number: `None` for anything but an answer, `Some(0)` for an acknowledgement.
-    fn error(&self) -> Option<i32> {
-        (self.kind == NLMSG_ERROR).then(|| {
-            let code = self.payload.first_chunk().copied().map_or(0, i32::from_ne_bytes);
-            code.saturating_neg()
-        })
-    }
-}
-
-/// The messages of a datagram; what is cut off at its end is left out.
-pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Received<'_>> {
-    let mut rest = datagram;
-    std::iter::from_fn(move || {
-        let header: &[u8; HEADER] = rest.first_chunk()?;
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
-        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
-        let received = Received {
-            kind: u16::from_ne_bytes([k0, k1]),
-            flags: u16::from_ne_bytes([f0, f1]),
-            sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
-            payload: rest.get(HEADER..length)?,
-        };
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(received)
-    })
-}
-
-/// The attributes within a payload, by their number; a malformed rest is left out.
-pub(crate) fn attributes(payload: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    NlasIterator::new(payload)
-        .map_while(Result::ok)
-        .map(|attribute: NlaBuffer<&[u8]>| {
-            let (kind, length) = (attribute.kind(), attribute.value_length());
-            let value = attribute.into_inner().get(4..4 + length).unwrap_or_default();
-            (kind, value)
-        })
-}
-
-/// One attribute's value.
-pub(crate) fn attribute(payload: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(payload).find_map(|(kind, value)| (kind == wanted).then_some(value))
-}
-
-/// An attribute that is a number in network byte order.
-pub(crate) fn u32_attribute(payload: &[u8], wanted: u16) -> Option<u32> {
-    attribute(payload, wanted)?
-        .try_into()
-        .ok()
-        .map(u32::from_be_bytes)
-}
-
-/// As [`u32_attribute`], with 64 bits.
-pub(crate) fn u64_attribute(payload: &[u8], wanted: u16) -> Option<u64> {
-    attribute(payload, wanted)?
-        .try_into()
-        .ok()
-        .map(u64::from_be_bytes)
-}
-
-/// An attribute that is text ended by a zero byte.
-pub(crate) fn text_attribute(payload: &[u8], wanted: u16) -> Option<&str> {
-    let bytes = attribute(payload, wanted)?;
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    std::str::from_utf8(bytes.get(..end)?).ok()
-}
-
 /// The socket.
-pub(crate) struct Netfilter {
+pub(in crate::kernel) struct Netfilter {
     socket: Socket,
     sequence: u32,
     datagram: Vec<u8>,
@@ -205,7 +126,7 @@ impl std::fmt::Debug for Netfilter {
 
 impl Netfilter {
     /// Opens the socket in the network namespace of the calling thread.
-    pub(crate) fn open() -> Result<Self, NetlinkError> {
+    pub(in crate::kernel) fn open() -> Result<Self, NetlinkError> {
         let socket = open_socket().map_err(NetlinkError::Open)?;
         Ok(Self {
             socket,
@@ -215,7 +136,7 @@ impl Netfilter {
     }
 
     /// Everything that a dump returns, as `parse` sees it; `parse` passes over with `None`.
-    pub(crate) fn dump<T>(
+    pub(in crate::kernel) fn dump<T>(
         &mut self,
         request: &NetfilterMessage,
         mut parse: impl FnMut(&[u8]) -> Option<T>,
@@ -264,7 +185,7 @@ impl Netfilter {
     }
 
     /// The answer to one request for one object.
-    pub(crate) fn get<T>(
+    pub(in crate::kernel) fn get<T>(
         &mut self,
         request: &NetfilterMessage,
         mut parse: impl FnMut(&[u8]) -> Option<T>,
@@ -275,17 +196,19 @@ impl Netfilter {
         self.send(&bytes)?;
         loop {
             self.receive(0)?;
-            for received in messages(&self.datagram).filter(|received| received.sequence == sequence) {
-                return match received.error() {
-                    Some(errno) => Err(NetlinkError::Refused(Errno::from_raw(errno))),
-                    None => parse(received.attributes()).ok_or(NetlinkError::Malformed),
-                };
-            }
+            let answer = messages(&self.datagram).find(|received| received.sequence == sequence);
+            let Some(received) = answer else {
+                continue;
+            };
+            return match received.error() {
+                Some(errno) => Err(NetlinkError::Refused(Errno::from_raw(errno))),
+                None => parse(received.attributes()).ok_or(NetlinkError::Malformed),
+            };
         }
     }
 
     /// Requests that stand for themselves: each one's own error, in order; `None` for success.
-    pub(crate) fn calls(
+    pub(in crate::kernel) fn calls(
         &mut self,
         requests: &[NetfilterMessage],
     ) -> Result<Vec<Option<Errno>>, NetlinkError> {
@@ -317,7 +240,7 @@ impl Netfilter {
     }
 
     /// One nftables transaction: all of it or nothing.
-    pub(crate) fn batch(&mut self, requests: &[Request]) -> Result<(), BatchError> {
+    pub(in crate::kernel) fn batch(&mut self, requests: &[Request]) -> Result<(), BatchError> {
         let Some(last) = requests.len().checked_sub(1) else {
             return Ok(());
         };
@@ -438,24 +361,4 @@ fn open_socket() -> io::Result<Socket> {
         &TimeVal::seconds(RECEIVE_TIMEOUT_SECONDS),
     )?;
     Ok(socket)
-}
-
-/// Appends one message with its netlink header (length, type, flags, sequence number, port of the kernel's choice).
-fn append(bytes: &mut Vec<u8>, request: &NetfilterMessage, flags: u16, sequence: u32) {
-    let start = bytes.len();
-    let length = HEADER + NetlinkSerializable::buffer_len(request);
-    bytes.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
-    bytes.extend(request.message_type().to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    bytes.extend(0_u32.to_ne_bytes());
-    bytes.resize(start + length.next_multiple_of(4), 0);
-    if let Some(room) = bytes.get_mut(start + HEADER..start + length) {
-        request.serialize(room);
-    }
-}
-
-/// The bytes that a message takes in a batch.
-pub(crate) fn size(request: &NetfilterMessage) -> usize {
-    HEADER + NetlinkSerializable::buffer_len(request).next_multiple_of(4)
 }
