@@ -12,6 +12,7 @@
 //! | [`bridge_netfilter`], [`privilege`] | what the host must offer |
 
 pub mod bridge_netfilter;
+pub mod conntrack;
 pub mod elements;
 pub mod generation;
 mod keys;
