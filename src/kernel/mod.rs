@@ -16,6 +16,7 @@ pub mod conntrack;
 pub mod elements;
 pub mod generation;
 mod keys;
+pub mod links;
 pub mod neighbour;
 mod netlink;
 pub mod nft;
