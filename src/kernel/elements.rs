@@ -1,0 +1,409 @@
+//! Inventory over netlink: set elements in and out, named counters, and whether our base chains are hooked.
+//!
+//! In: [`ElementChange`]s. Out: one kernel transaction, or an error that names the change. Owner of the long-lived
+//! netfilter socket.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE};
+use netlink_packet_netfilter::nftables::{
+    ChainMessage, DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementFlags,
+    SetElementList, SetElementMessage, TableAttribute, TableMessage, Verdict, VerdictAttribute,
+};
+use netlink_packet_netfilter::{NetfilterMessage, NetfilterProtoFamily};
+use nix::errno::Errno;
+
+use super::keys::{self, WireKey};
+use super::netlink::{
+    BATCH_BYTES, BatchError, Netfilter, NetlinkError, Request, attribute, attributes, message, size,
+    text_attribute, u32_attribute, u64_attribute,
+};
+use crate::plan::ruleset::{
+    ChainName, CounterName, ElementAction, ElementChange, Hook, HookPoint, Key, KeyType, SetRef, TABLE,
+    TableFamily,
+};
+
+/// Why elements could not be changed or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ElementsError {
+    #[error("could not open the channel to nftables")]
+    Open(#[source] NetlinkError),
+    /// Nothing of the batch was applied.
+    #[error("could not {change}")]
+    Change {
+        change: String,
+        #[source]
+        source: NetlinkError,
+    },
+    /// Nothing of the batch was applied.
+    #[error("could not change {count} set elements in one transaction")]
+    Batch {
+        count: usize,
+        #[source]
+        source: NetlinkError,
+    },
+    #[error("could not list the elements of set {set}")]
+    List {
+        set: String,
+        #[source]
+        source: NetlinkError,
+    },
+    #[error("could not read the counters of table inet {TABLE}")]
+    Counters(#[source] NetlinkError),
+    #[error("could not read the base chains of table {family} {TABLE}")]
+    BaseChains {
+        family: &'static str,
+        #[source]
+        source: NetlinkError,
+    },
+}
+
+impl ElementsError {
+    /// The kernel's error number, where it gave one.
+    pub fn errno(&self) -> Option<Errno> {
+        self.cause().errno()
+    }
+
+    /// Whether the same call may well succeed in a moment.
+    pub fn is_retryable(&self) -> bool {
+        self.cause().is_retryable()
+    }
+
+    fn cause(&self) -> &NetlinkError {
+        match self {
+            Self::Open(source)
+            | Self::Change { source, .. }
+            | Self::Batch { source, .. }
+            | Self::List { source, .. }
+            | Self::Counters(source)
+            | Self::BaseChains { source, .. } => source,
+        }
+    }
+}
+
+/// A named counter's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counter {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// The long-lived channel to nftables.
+#[derive(Debug)]
+pub struct Elements {
+    netfilter: Netfilter,
+}
+
+impl Elements {
+    /// Opens the channel in the network namespace of the calling thread.
+    pub fn open() -> Result<Self, ElementsError> {
+        Netfilter::open()
+            .map(|netfilter| Self { netfilter })
+            .map_err(ElementsError::Open)
+    }
+
+    pub(super) fn netfilter(&mut self) -> &mut Netfilter {
+        &mut self.netfilter
+    }
+
+    /// Applies the changes in order, as one transaction. Adding an element that exists is no error, unless it is a
+    /// map's and goes elsewhere (`EEXIST`: delete it first, in the same batch); deleting a missing one is (`ENOENT`).
+    ///
+    /// Past 16 MiB of messages (some 130,000 changes) the kernel would have to hold them in one piece: such a batch
+    /// is cut, and each part is a transaction of its own.
+    pub fn commit(&mut self, changes: &[ElementChange]) -> Result<(), ElementsError> {
+        let requests: Vec<Request> = changes.iter().map(request).collect();
+        let mut start = 0;
+        while let Some(rest) = requests.get(start..).filter(|rest| !rest.is_empty()) {
+            let part = rest.get(..part_length(rest)).unwrap_or(rest);
+            self.netfilter
+                .batch(part)
+                .map_err(|BatchError { index, source }| {
+                    match index.and_then(|index| changes.get(start + index)) {
+                        Some(change) => ElementsError::Change {
+                            change: describe(change),
+                            source,
+                        },
+                        None => ElementsError::Batch {
+                            count: part.len(),
+                            source,
+                        },
+                    }
+                })?;
+            start += part.len();
+        }
+        Ok(())
+    }
+
+    /// A set's elements as the kernel holds them: for verdict maps with the chain that `goto` leads to.
+    pub fn list(
+        &mut self,
+        set: &SetRef,
+        key_type: KeyType,
+    ) -> Result<BTreeMap<Key, Option<ChainName>>, ElementsError> {
+        let fail = |source| ElementsError::List {
+            set: set_name(set),
+            source,
+        };
+        let wanted = elements_message(set, Vec::new());
+        let wanted = message(family(set.table), NfTablesMessage::GetSetElement(wanted));
+        let parts = self
+            .netfilter
+            .dump(&wanted, |payload| Some(listed_elements(payload)))
+            .map_err(fail)?;
+        let listed: Vec<Listed> = parts.into_iter().flatten().collect();
+        let read = match key_type {
+            KeyType::Ipv4Nets | KeyType::Ipv6Nets => {
+                let edges: Vec<_> = listed
+                    .into_iter()
+                    .map(|element| (element.key, element.is_end))
+                    .collect();
+                keys::networks(key_type, &edges).map(|nets| nets.into_keys().map(|net| (net, None)).collect())
+            }
+            _ => listed
+                .into_iter()
+                .map(|element| keys::decode(key_type, &element.key).map(|key| (key, element.target)))
+                .collect(),
+        };
+        read.ok_or_else(|| fail(NetlinkError::Malformed))
+    }
+
+    /// The named counters of `table inet cofferdam`; none where there is no such table.
+    pub fn counters(&mut self) -> Result<BTreeMap<CounterName, Counter>, ElementsError> {
+        let counters = self
+            .netfilter
+            .dump(&counters_request(), parse_counter)
+            .map_err(ElementsError::Counters)?;
+        Ok(counters.into_iter().collect())
+    }
+
+    /// The chains of our tables that are hooked into the packet path, with hook and priority. A chain that lost its
+    /// hook, or whose table is dormant, is not among them.
+    pub fn base_chains(&mut self) -> Result<BTreeMap<(TableFamily, ChainName), Hook>, ElementsError> {
+        let mut hooked = BTreeMap::new();
+        for table in TableFamily::ALL {
+            let fail = |source| ElementsError::BaseChains {
+                family: table.as_str(),
+                source,
+            };
+            if !self.table_is_awake(table).map_err(fail)? {
+                continue;
+            }
+            let wanted = message(
+                family(table),
+                NfTablesMessage::GetChain(ChainMessage {
+                    attributes: Vec::new(),
+                }),
+            );
+            let chains = self.netfilter.dump(&wanted, parse_base_chain).map_err(fail)?;
+            hooked.extend(chains.into_iter().map(|(chain, hook)| ((table, chain), hook)));
+        }
+        Ok(hooked)
+    }
+
+    /// Whether our table exists and its base chains are registered.
+    fn table_is_awake(&mut self, table: TableFamily) -> Result<bool, NetlinkError> {
+        const NFTA_TABLE_FLAGS: u16 = 2;
+        const NFT_TABLE_F_DORMANT: u32 = 1;
+        let name = TableAttribute::Name(TABLE.to_owned());
+        let wanted = NfTablesMessage::GetTable(TableMessage {
+            attributes: vec![name],
+        });
+        let flags = self.netfilter.get(&message(family(table), wanted), |payload| {
+            Some(u32_attribute(payload, NFTA_TABLE_FLAGS).unwrap_or(0))
+        });
+        match flags {
+            Ok(flags) => Ok(flags & NFT_TABLE_F_DORMANT == 0),
+            Err(NetlinkError::Refused(Errno::ENOENT)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// How many requests fit into one batch; at least one.
+fn part_length(requests: &[Request]) -> usize {
+    let mut bytes = 0;
+    let fitting = requests.iter().take_while(|(message, _)| {
+        bytes += size(message);
+        bytes <= BATCH_BYTES
+    });
+    fitting.count().max(1)
+}
+
+/// The netlink family of a table.
+pub(super) fn family(table: TableFamily) -> NetfilterProtoFamily {
+    match table {
+        TableFamily::Inet => NetfilterProtoFamily::Inet,
+        TableFamily::Bridge => NetfilterProtoFamily::Bridge,
+    }
+}
+
+fn elements_message(set: &SetRef, elements: Vec<ListAttribute<SetElementAttribute>>) -> SetElementMessage {
+    let mut attributes = vec![
+        SetElementList::Table(TABLE.to_owned()),
+        SetElementList::Set(set.set.as_str().to_owned()),
+    ];
+    if !elements.is_empty() {
+        attributes.push(SetElementList::Elements(elements));
+    }
+    SetElementMessage { attributes }
+}
+
+/// `add element` or `delete element`.
+fn request(change: &ElementChange) -> Request {
+    use SetElementAttribute as Attribute;
+    let key = |bytes| Attribute::Key(DataAttribute::Value(bytes));
+    let mut elements = match keys::encode(&change.key) {
+        WireKey::Exact(bytes) => vec![vec![key(bytes)]],
+        WireKey::Interval(first, after) => {
+            let end = after.map(|after| vec![key(after), Attribute::Flags(SetElementFlags::IntervalEnd)]);
+            std::iter::once(vec![key(first)]).chain(end).collect()
+        }
+    };
+    if let (ElementAction::Add(Some(chain)), Some(element)) = (&change.action, elements.first_mut()) {
+        let verdict = vec![
+            VerdictAttribute::Code(Verdict::Goto),
+            VerdictAttribute::Chain(chain.as_str().to_owned()),
+        ];
+        element.push(Attribute::Data(DataAttribute::Verdict(verdict)));
+    }
+    let elements = elements.into_iter().map(ListAttribute::Element).collect();
+    let inner = elements_message(&change.set, elements);
+    let family = family(change.set.table);
+    match change.action {
+        ElementAction::Add(_) => (
+            message(family, NfTablesMessage::NewSetElement(inner)),
+            NLM_F_CREATE,
+        ),
+        ElementAction::Delete => (message(family, NfTablesMessage::DeleteSetElement(inner)), 0),
+    }
+}
+
+fn set_name(set: &SetRef) -> String {
+    format!("{} {TABLE} {}", set.table.as_str(), set.set)
+}
+
+/// What the change does, for an error's text.
+fn describe(change: &ElementChange) -> String {
+    let (key, set) = (KeyText(&change.key), set_name(&change.set));
+    match &change.action {
+        ElementAction::Add(None) => format!("add {key} to set {set}"),
+        ElementAction::Add(Some(chain)) => format!("add {key} : goto {chain} to map {set}"),
+        ElementAction::Delete => format!("delete {key} from {set}"),
+    }
+}
+
+struct KeyText<'a>(&'a Key);
+
+impl fmt::Display for KeyText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Key::Ipv4(address) => address.fmt(f),
+            Key::Ipv6(address) => address.fmt(f),
+            Key::Net(net) => net.fmt(f),
+            Key::IfName(name) => name.fmt(f),
+            Key::IfIndex(index) => write!(f, "interface {index}"),
+            Key::Mac(mac) => mac.fmt(f),
+            Key::Binding4(index, mac, address) => write!(f, "interface {index} . {mac} . {address}"),
+            Key::Binding6(index, mac, address) => write!(f, "interface {index} . {mac} . {address}"),
+        }
+    }
+}
+
+/// An element as the kernel lists it.
+struct Listed {
+    key: Vec<u8>,
+    is_end: bool,
+    target: Option<ChainName>,
+}
+
+fn listed_elements(payload: &[u8]) -> Vec<Listed> {
+    const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+    let list = attribute(payload, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+    attributes(list)
+        .filter_map(|(_, element)| listed_element(element))
+        .collect()
+}
+
+fn listed_element(element: &[u8]) -> Option<Listed> {
+    const NFTA_SET_ELEM_KEY: u16 = 1;
+    const NFTA_SET_ELEM_DATA: u16 = 2;
+    const NFTA_SET_ELEM_FLAGS: u16 = 3;
+    const NFTA_DATA_VALUE: u16 = 1;
+    const NFTA_DATA_VERDICT: u16 = 2;
+    const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
+    let key = attribute(attribute(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?.to_vec();
+    let flags = u32_attribute(element, NFTA_SET_ELEM_FLAGS).unwrap_or(0);
+    let verdict = attribute(element, NFTA_SET_ELEM_DATA).and_then(|data| attribute(data, NFTA_DATA_VERDICT));
+    Some(Listed {
+        key,
+        is_end: flags & NFT_SET_ELEM_INTERVAL_END != 0,
+        target: verdict.and_then(goto_target),
+    })
+}
+
+/// The chain of a `goto` verdict; other verdicts are not ours.
+fn goto_target(verdict: &[u8]) -> Option<ChainName> {
+    const NFTA_VERDICT_CODE: u16 = 1;
+    const NFTA_VERDICT_CHAIN: u16 = 2;
+    let is_goto = u32_attribute(verdict, NFTA_VERDICT_CODE) == Some(Verdict::Goto.into());
+    text_attribute(verdict, NFTA_VERDICT_CHAIN)
+        .filter(|_| is_goto)
+        .map(ChainName::from)
+}
+
+const NFTA_OBJ_TABLE: u16 = 1;
+const NFTA_OBJ_NAME: u16 = 2;
+const NFTA_OBJ_TYPE: u16 = 3;
+const NFTA_OBJ_DATA: u16 = 4;
+
+/// Filtered by table and type in the kernel.
+fn counters_request() -> NetfilterMessage {
+    const NFT_OBJECT_COUNTER: u32 = 1;
+    let table = format!("{TABLE}\0").into_bytes();
+    let attributes = vec![
+        DefaultNla::new(NFTA_OBJ_TABLE, table),
+        DefaultNla::new(NFTA_OBJ_TYPE, NFT_OBJECT_COUNTER.to_be_bytes().to_vec()),
+    ];
+    message(NetfilterProtoFamily::Inet, NfTablesMessage::GetObject(attributes))
+}
+
+fn parse_counter(payload: &[u8]) -> Option<(CounterName, Counter)> {
+    const NFTA_COUNTER_BYTES: u16 = 1;
+    const NFTA_COUNTER_PACKETS: u16 = 2;
+    let data = attribute(payload, NFTA_OBJ_DATA)?;
+    let counter = Counter {
+        packets: u64_attribute(data, NFTA_COUNTER_PACKETS)?,
+        bytes: u64_attribute(data, NFTA_COUNTER_BYTES)?,
+    };
+    Some((
+        CounterName::from(text_attribute(payload, NFTA_OBJ_NAME)?),
+        counter,
+    ))
+}
+
+/// The kernel cannot filter a listing of chains by table: what is not ours is passed over at its first attribute.
+fn parse_base_chain(payload: &[u8]) -> Option<(ChainName, Hook)> {
+    const NFTA_CHAIN_TABLE: u16 = 1;
+    const NFTA_CHAIN_NAME: u16 = 3;
+    const NFTA_CHAIN_HOOK: u16 = 4;
+    const NFTA_HOOK_HOOKNUM: u16 = 1;
+    const NFTA_HOOK_PRIORITY: u16 = 2;
+    text_attribute(payload, NFTA_CHAIN_TABLE).filter(|table| *table == TABLE)?;
+    let hook = attribute(payload, NFTA_CHAIN_HOOK)?;
+    // The numbers are the same for inet (`NF_INET_*`) and bridge (`NF_BR_*`).
+    let point = match u32_attribute(hook, NFTA_HOOK_HOOKNUM)? {
+        0 => HookPoint::Prerouting,
+        1 => HookPoint::Input,
+        2 => HookPoint::Forward,
+        3 => HookPoint::Output,
+        4 => HookPoint::Postrouting,
+        _ => return None,
+    };
+    let priority = u32_attribute(hook, NFTA_HOOK_PRIORITY)?.cast_signed();
+    Some((
+        ChainName::from(text_attribute(payload, NFTA_CHAIN_NAME)?),
+        Hook { point, priority },
+    ))
+}

@@ -1,0 +1,260 @@
+//! Runs `nft` on a structure document: checked first, then applied, as one transaction.
+//!
+//! In: [`Step`]s. Out: nothing, or the text that nft wrote to its standard error.
+
+use std::env;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::render;
+use crate::plan::ruleset::Step;
+
+/// How long one run of nft may take, unless [`Nft::with_timeout`] says otherwise.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Where nft is when the path of a service manager does not say so.
+const FURTHER_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
+/// nft can repeat itself once for every command of a document; the first messages tell.
+const ERROR_BYTES: usize = 4096;
+
+/// What nft was doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// `nft -c -j -f -`: nothing changes.
+    Check,
+    /// `nft -j -f -`: one transaction.
+    Apply,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Check => "check",
+            Self::Apply => "apply",
+        })
+    }
+}
+
+/// Why the structure is not in the kernel; the transaction is applied as a whole or not at all.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    #[error("nft is not installed: install the package nftables")]
+    Missing,
+    #[error("could not encode the ruleset")]
+    Encode(#[source] serde_json::Error),
+    #[error("could not run {program} to {phase} the ruleset")]
+    Run {
+        program: PathBuf,
+        phase: Phase,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("could not {phase} the ruleset with nft: {message}")]
+    Refused { phase: Phase, message: String },
+    /// After a timeout of [`Phase::Apply`] the transaction may have been applied.
+    #[error("could not {phase} the ruleset: nft did not finish within {} ms", .limit.as_millis())]
+    Timeout { phase: Phase, limit: Duration },
+}
+
+impl NftError {
+    /// Whether the same document may well be accepted in a moment.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Missing | Self::Encode(_) => false,
+            Self::Run { source, .. } => {
+                matches!(
+                    source.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::OutOfMemory
+                )
+            }
+            // What passed the check and was refused then has met a change by someone else.
+            Self::Refused {
+                phase: Phase::Apply, ..
+            }
+            | Self::Timeout { .. } => true,
+            Self::Refused {
+                phase: Phase::Check,
+                message,
+            } => [
+                "temporarily unavailable",
+                "resource busy",
+                "Interrupted system call",
+                "Cannot allocate memory",
+            ]
+            .iter()
+            .any(|cause| message.contains(cause)),
+        }
+    }
+}
+
+/// The nft program.
+#[derive(Debug, Clone)]
+pub struct Nft {
+    program: PathBuf,
+    timeout: Duration,
+}
+
+impl Nft {
+    /// Looks for nft in `PATH`, then where the distributions put it.
+    pub fn find() -> Result<Self, NftError> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let further = FURTHER_DIRECTORIES.iter().map(PathBuf::from);
+        Self::find_in(env::split_paths(&path).chain(further))
+    }
+
+    fn find_in(directories: impl Iterator<Item = PathBuf>) -> Result<Self, NftError> {
+        directories
+            .filter(|directory| directory.is_absolute())
+            .map(|directory| directory.join("nft"))
+            .find(|program| is_executable(program))
+            .map(|program| Self {
+                program,
+                timeout: DEFAULT_TIMEOUT,
+            })
+            .ok_or(NftError::Missing)
+    }
+
+    /// With another limit for each run of nft.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// Checks the steps' document, then applies it as one transaction.
+    pub async fn apply(&self, steps: &[Step]) -> Result<(), NftError> {
+        let document = serde_json::to_vec(&render::document(steps)).map_err(NftError::Encode)?;
+        self.run(Phase::Check, &document).await?;
+        self.run(Phase::Apply, &document).await
+    }
+
+    async fn run(&self, phase: Phase, document: &[u8]) -> Result<(), NftError> {
+        let limit = self.timeout;
+        timeout(limit, self.run_unbounded(phase, document))
+            .await
+            .unwrap_or(Err(NftError::Timeout { phase, limit }))
+    }
+
+    async fn run_unbounded(&self, phase: Phase, document: &[u8]) -> Result<(), NftError> {
+        let fail = |source| NftError::Run {
+            program: self.program.clone(),
+            phase,
+            source,
+        };
+        let arguments: &[&str] = match phase {
+            Phase::Check => &["-c", "-j", "-f", "-"],
+            Phase::Apply => &["-j", "-f", "-"],
+        };
+        let mut child = Command::new(&self.program)
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(fail)?;
+        let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+        let write = async {
+            if let Some(mut stdin) = stdin {
+                // A child that refuses early closes its end; its own words are the better error.
+                let _closed_early = stdin.write_all(document).await;
+            }
+        };
+        let read = async {
+            let mut text = Vec::new();
+            if let Some(mut stderr) = stderr {
+                stderr.read_to_end(&mut text).await?;
+            }
+            Ok(text)
+        };
+        let ((), text) = tokio::join!(write, read);
+        let text = text.map_err(fail)?;
+        let status = child.wait().await.map_err(fail)?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(NftError::Refused {
+            phase,
+            message: message(&text, status),
+        })
+    }
+}
+
+/// The beginning of what nft said, or how it ended where it said nothing.
+fn message(stderr: &[u8], status: std::process::ExitStatus) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let text = text.trim();
+    let shortened = text.get(..text.floor_char_boundary(ERROR_BYTES)).unwrap_or(text);
+    if shortened.is_empty() {
+        format!("{status}, without a message")
+    } else {
+        shortened.to_owned()
+    }
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fake(directory: &Path, script: &str) -> Nft {
+        let program = directory.join("nft");
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Nft::find_in(std::iter::once(directory.to_owned())).unwrap()
+    }
+
+    #[test]
+    fn a_missing_nft_is_named_with_its_package() {
+        let empty = tempfile::tempdir().unwrap();
+        let error = Nft::find_in(std::iter::once(empty.path().to_owned())).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "nft is not installed: install the package nftables"
+        );
+        assert!(!error.is_retryable());
+    }
+
+    #[tokio::test]
+    async fn a_hanging_nft_is_an_error_and_is_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let nft =
+            fake(directory.path(), "#!/bin/sh\nexec sleep 60\n").with_timeout(Duration::from_millis(200));
+        let error = nft.apply(&[Step::ResetTables]).await.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                NftError::Timeout {
+                    phase: Phase::Check,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert!(error.is_retryable());
+    }
+
+    #[tokio::test]
+    async fn the_words_of_nft_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let nft = fake(
+            directory.path(),
+            "#!/bin/sh\ncat >/dev/null; echo 'Error: no such thing' >&2; exit 1\n",
+        );
+        let error = nft.apply(&[Step::ResetTables]).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "could not check the ruleset with nft: Error: no such thing"
+        );
+        assert!(!error.is_retryable());
+    }
+}

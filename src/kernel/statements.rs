@@ -1,0 +1,314 @@
+//! One statement of a rule in the `nftables` crate's types: small constructors, the nft text above each.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use nftables::expr::{
+    BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Range, SetItem,
+};
+use nftables::stmt::{
+    Counter, JumpTarget, Limit, Log, Mangle, Match, Operator, Statement as Nft, VerdictMap,
+};
+
+use crate::net::{AddressSet, Family, PortRange, Transport};
+use crate::plan::ruleset::{
+    Addresses, BindingSource, ChainName, EtherType, Interfaces, SetName, Side, Statement,
+};
+
+/// The bytes of a packet that a log message carries: enough for every header.
+const SNAPLEN: u32 = 128;
+
+pub(super) fn statement(statement: &Statement) -> Nft<'_> {
+    match statement {
+        Statement::Interface(side, interfaces) => interface(*side, interfaces),
+        Statement::Port(side, set) => equal(meta(side_of(*side, MetaKey::Iif, MetaKey::Oif)), in_set(set)),
+        Statement::Address(side, family, addresses) => address(*side, *family, addresses),
+        Statement::ArpAddress(side, set) => equal(
+            payload("arp", side_of(*side, "saddr ip", "daddr ip")),
+            in_set(set),
+        ),
+        Statement::EtherSource(set) => equal(payload("ether", "saddr"), in_set(set)),
+        Statement::Binding(source, set) => equal(binding(*source), in_set(set)),
+        Statement::NotBinding(source, set) => compare(binding(*source), Operator::NEQ, in_set(set)),
+        Statement::EtherType(ether_type) => {
+            equal(payload("ether", "type"), text(ether_type_name(*ether_type)))
+        }
+        Statement::EtherTypeMap(targets) => ether_type_map(targets),
+        Statement::ConnectionState(chain) => connection_state(chain),
+        Statement::AddressMap(side, family, map) => verdict_map(ip_address(*side, *family), in_set(map)),
+        Statement::Ports(ports) => self::ports(ports),
+        Statement::Icmp(family, types) => icmp(*family, types.as_ref()),
+        Statement::Protocol(number) => equal(meta(MetaKey::L4proto), Expression::Number(u32::from(*number))),
+        Statement::Stamped(bits) => stamped(*bits),
+        Statement::Stamp(bits) => stamp(*bits),
+        Statement::Counter(name) => Nft::Counter(Counter::Named(name.as_str().into())),
+        Statement::Limit { per_second, burst } => limit(*per_second, *burst),
+        Statement::Log { prefix, group } => log(prefix, *group),
+        Statement::Accept => Nft::Accept(None),
+        Statement::Drop => Nft::Drop(None),
+        Statement::Goto(chain) => goto(chain),
+        Statement::Jump(chain) => Nft::Jump(target(chain)),
+    }
+}
+
+fn side_of<T>(side: Side, source: T, destination: T) -> T {
+    match side {
+        Side::Source => source,
+        Side::Destination => destination,
+    }
+}
+
+fn text<'a>(text: impl Into<Cow<'a, str>>) -> Expression<'a> {
+    Expression::String(text.into())
+}
+
+/// `@SET`
+fn in_set(set: &SetName) -> Expression<'static> {
+    text(format!("@{set}"))
+}
+
+/// `{ a, b }`
+fn anonymous_set<'a>(items: impl IntoIterator<Item = Expression<'a>>) -> Expression<'a> {
+    Expression::Named(NamedExpression::Set(
+        items.into_iter().map(SetItem::Element).collect(),
+    ))
+}
+
+/// `a . b`
+fn concat(parts: Vec<Expression<'_>>) -> Expression<'_> {
+    Expression::Named(NamedExpression::Concat(parts))
+}
+
+/// `first-last`
+fn range<'a>(first: Expression<'a>, last: Expression<'a>) -> Expression<'a> {
+    Expression::Range(Box::new(Range { range: [first, last] }))
+}
+
+/// `meta KEY`
+fn meta(key: MetaKey) -> Expression<'static> {
+    Expression::Named(NamedExpression::Meta(Meta { key }))
+}
+
+/// `PROTOCOL FIELD`
+fn payload(protocol: &'static str, field: &'static str) -> Expression<'static> {
+    let field = PayloadField {
+        protocol: protocol.into(),
+        field: field.into(),
+    };
+    Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
+}
+
+/// `ip saddr`, `ip6 daddr`
+fn ip_address(side: Side, family: Family) -> Expression<'static> {
+    let protocol = match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    };
+    payload(protocol, side_of(side, "saddr", "daddr"))
+}
+
+fn compare<'a>(left: Expression<'a>, op: Operator, right: Expression<'a>) -> Nft<'a> {
+    Nft::Match(Match { left, right, op })
+}
+
+fn equal<'a>(left: Expression<'a>, right: Expression<'a>) -> Nft<'a> {
+    compare(left, Operator::EQ, right)
+}
+
+fn target(chain: &ChainName) -> JumpTarget<'_> {
+    JumpTarget {
+        target: chain.as_str().into(),
+    }
+}
+
+/// `goto CHAIN`
+fn goto(chain: &ChainName) -> Nft<'_> {
+    Nft::Goto(target(chain))
+}
+
+/// `KEY vmap DATA`
+fn verdict_map<'a>(key: Expression<'a>, data: Expression<'a>) -> Nft<'a> {
+    Nft::VerdictMap(VerdictMap { key, data })
+}
+
+/// `iifname @guarded`, `oifname != @open`, `iifname { "docker0", "br-*" }`
+fn interface(side: Side, interfaces: &Interfaces) -> Nft<'_> {
+    let name = meta(side_of(side, MetaKey::Iifname, MetaKey::Oifname));
+    match interfaces {
+        Interfaces::In(set) => equal(name, in_set(set)),
+        Interfaces::NotIn(set) => compare(name, Operator::NEQ, in_set(set)),
+        Interfaces::Like(patterns) => equal(
+            name,
+            anonymous_set(patterns.iter().map(|pattern| text(pattern.as_str()))),
+        ),
+    }
+}
+
+/// `ip saddr @guarded4`, `ip6 daddr { 2001:db8::-2001:db8::ff, 2001:db8:1::1 }`
+fn address(side: Side, family: Family, addresses: &Addresses) -> Nft<'_> {
+    let right = match addresses {
+        Addresses::In(set) => in_set(set),
+        Addresses::Ranges(set) => anonymous_set(ranges(family, set)),
+    };
+    equal(ip_address(side, family), right)
+}
+
+fn ranges(family: Family, set: &AddressSet) -> Vec<Expression<'static>> {
+    fn each<A: ToString + PartialEq>(ranges: &[(A, A)]) -> Vec<Expression<'static>> {
+        let expression = |(first, last): &(A, A)| {
+            if first == last {
+                text(first.to_string())
+            } else {
+                range(text(first.to_string()), text(last.to_string()))
+            }
+        };
+        ranges.iter().map(expression).collect()
+    }
+    match family {
+        Family::V4 => each(&set.v4),
+        Family::V6 => each(&set.v6),
+    }
+}
+
+/// `meta iif . ether saddr . ip saddr` and its kin
+fn binding(source: BindingSource) -> Expression<'static> {
+    let parts = match source {
+        // meta iif . ether saddr . ip saddr
+        BindingSource::Sender(family) => {
+            vec![
+                meta(MetaKey::Iif),
+                payload("ether", "saddr"),
+                ip_address(Side::Source, family),
+            ]
+        }
+        // meta iif . ether saddr . arp saddr ip
+        BindingSource::ArpFrame => {
+            vec![
+                meta(MetaKey::Iif),
+                payload("ether", "saddr"),
+                payload("arp", "saddr ip"),
+            ]
+        }
+        // meta iif . arp saddr ether . arp saddr ip
+        BindingSource::ArpBody => {
+            vec![
+                meta(MetaKey::Iif),
+                payload("arp", "saddr ether"),
+                payload("arp", "saddr ip"),
+            ]
+        }
+        // meta oif . ether daddr . ip daddr
+        BindingSource::Receiver(family) => {
+            vec![
+                meta(MetaKey::Oif),
+                payload("ether", "daddr"),
+                ip_address(Side::Destination, family),
+            ]
+        }
+    };
+    concat(parts)
+}
+
+fn ether_type_name(ether_type: EtherType) -> &'static str {
+    match ether_type {
+        EtherType::Ip => "ip",
+        EtherType::Arp => "arp",
+        EtherType::Ip6 => "ip6",
+    }
+}
+
+/// `ether type vmap { ip : goto a, arp : goto b }`
+fn ether_type_map(targets: &BTreeMap<EtherType, ChainName>) -> Nft<'_> {
+    let items = targets.iter().map(|(ether_type, chain)| {
+        SetItem::MappingStatement(text(ether_type_name(*ether_type)), goto(chain))
+    });
+    let data = Expression::Named(NamedExpression::Set(items.collect()));
+    verdict_map(payload("ether", "type"), data)
+}
+
+/// `ct state vmap { established : goto CHAIN, related : goto CHAIN, invalid : drop }`
+fn connection_state(chain: &ChainName) -> Nft<'_> {
+    let state = Expression::Named(NamedExpression::CT(CT {
+        key: "state".into(),
+        family: None,
+        dir: None,
+    }));
+    let items = vec![
+        SetItem::MappingStatement(text("established"), goto(chain)),
+        SetItem::MappingStatement(text("related"), goto(chain)),
+        SetItem::MappingStatement(text("invalid"), Nft::Drop(None)),
+    ];
+    verdict_map(state, Expression::Named(NamedExpression::Set(items)))
+}
+
+/// `meta l4proto . th dport { tcp . 8080, udp . 53-60 }`
+fn ports(ports: &BTreeSet<(Transport, PortRange)>) -> Nft<'_> {
+    let number = |port: u16| Expression::Number(u32::from(port));
+    let items = ports.iter().map(|(transport, wanted)| {
+        let port = if wanted.first == wanted.last {
+            number(wanted.first)
+        } else {
+            range(number(wanted.first), number(wanted.last))
+        };
+        concat(vec![text(transport.as_str()), port])
+    });
+    equal(
+        concat(vec![meta(MetaKey::L4proto), payload("th", "dport")]),
+        anonymous_set(items),
+    )
+}
+
+/// `meta l4proto icmp`, `icmpv6 type { 128 }`
+fn icmp(family: Family, types: Option<&BTreeSet<u8>>) -> Nft<'static> {
+    let (protocol, header) = match family {
+        Family::V4 => ("icmp", "icmp"),
+        Family::V6 => ("ipv6-icmp", "icmpv6"),
+    };
+    match types {
+        None => equal(meta(MetaKey::L4proto), text(protocol)),
+        Some(types) => {
+            let numbers = types.iter().map(|number| Expression::Number(u32::from(*number)));
+            equal(payload(header, "type"), anonymous_set(numbers))
+        }
+    }
+}
+
+/// `meta mark & BITS != 0`
+fn stamped(bits: u32) -> Nft<'static> {
+    let masked = BinaryOperation::AND(meta(MetaKey::Mark), Expression::Number(bits));
+    compare(
+        Expression::BinaryOperation(Box::new(masked)),
+        Operator::NEQ,
+        Expression::Number(0),
+    )
+}
+
+/// `meta mark set meta mark | BITS`
+fn stamp(bits: u32) -> Nft<'static> {
+    let value = BinaryOperation::OR(vec![meta(MetaKey::Mark), Expression::Number(bits)]);
+    Nft::Mangle(Mangle {
+        key: meta(MetaKey::Mark),
+        value: Expression::BinaryOperation(Box::new(value)),
+    })
+}
+
+/// `limit rate N/second burst N packets`
+fn limit(per_second: u32, burst: u32) -> Nft<'static> {
+    Nft::Limit(Limit {
+        rate: per_second,
+        rate_unit: None,
+        per: Some("second".into()),
+        burst: Some(burst),
+        burst_unit: None,
+        inv: None,
+    })
+}
+
+/// `log prefix "…" group N snaplen 128`
+fn log(prefix: &str, group: u16) -> Nft<'_> {
+    Nft::Log(Some(Log {
+        prefix: Some(prefix.into()),
+        snaplen: Some(SNAPLEN),
+        ..Log::new(Some(u32::from(group)))
+    }))
+}

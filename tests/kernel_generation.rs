@@ -1,0 +1,72 @@
+//! Every nftables transaction is announced with the process that made it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and acts on the system"
+)]
+
+use std::time::Duration;
+
+use cofferdam::kernel::generation::{Generation, GenerationEvent, GenerationWatch};
+use netns::{run_async, sh};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+mod netns;
+
+const PATIENCE: Duration = Duration::from_secs(3);
+
+async fn next(events: &mut mpsc::Receiver<GenerationEvent>) -> Option<Generation> {
+    match timeout(PATIENCE, events.recv()).await.ok()?? {
+        GenerationEvent::Made(generation) => Some(generation),
+        GenerationEvent::Overrun => panic!("an overrun"),
+    }
+}
+
+#[test]
+fn a_foreign_nft_is_seen_by_name() {
+    run_async("a_foreign_nft_is_seen_by_name", || async {
+        let (sender, mut events) = mpsc::channel(16);
+        let watch = GenerationWatch::open().unwrap();
+        // What happens between the subscription and the first look is not lost.
+        sh("nft add table inet other");
+        let task = tokio::spawn(watch.run(sender));
+        let first = next(&mut events).await.unwrap();
+        assert_eq!(first.process, "nft");
+        assert_ne!(first.pid, std::process::id());
+        sh("nft add chain inet other forward '{ type filter hook forward priority 0; }'; nft list ruleset");
+        let second = next(&mut events).await.unwrap();
+        assert!(second.id > first.id);
+        // Listing makes no generation.
+        assert!(timeout(Duration::from_millis(300), events.recv()).await.is_err());
+        drop(events);
+        timeout(PATIENCE, task).await.unwrap().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_slow_receiver_hears_of_the_overrun() {
+    run_async("a_slow_receiver_hears_of_the_overrun", || async {
+        let (sender, mut events) = mpsc::channel(1);
+        let watch = GenerationWatch::open().unwrap();
+        let elements: Vec<String> = (0..50_000_u32)
+            .map(|n| std::net::Ipv4Addr::from(n).to_string())
+            .collect();
+        let text = format!(
+            "add table inet other\nadd set inet other s {{ type ipv4_addr; }}\nadd element inet other s {{ {} }}\n",
+            elements.join(",")
+        );
+        std::fs::write("/run/large.nft", text).unwrap();
+        for _ in 0..6 {
+            sh("nft -f /run/large.nft; nft delete table inet other");
+        }
+        let _task = tokio::spawn(watch.run(sender));
+        let mut overrun = false;
+        while let Ok(Some(event)) = timeout(Duration::from_secs(1), events.recv()).await {
+            overrun |= event == GenerationEvent::Overrun;
+        }
+        assert!(overrun);
+    });
+}
