@@ -17,23 +17,23 @@ outside() {
     [[ -x $COFFERDAM ]] || { echo "no program at $COFFERDAM: cargo build makes it" >&2 && exit 1; }
     export COFFERDAM
     "$engine" setup jq
-    home=$(mktemp -d /tmp/cofferdam-shop.XXXXXX)
+    home=$(mktemp -d /tmp/cofferdam-shop.XXXXXX) # the engine's, which removes it
     trap 'status=$?; clean_up || status=1; exit "$status"' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
 
     say "Composing the shop's image from Debian's packages and starting a private Docker Engine."
     "$here/root.sh" "$cache"
-    ENGINE_OWNER=$$ "$engine" up "$home/engine" >/dev/null
-    "$engine" image "$home/engine" shop:demo "$cache/root" >/dev/null
-    "$engine" exec "$home/engine" "$here/demo.sh" inside "$home"
+    ENGINE_OWNER=$$ "$engine" up "$home" >/dev/null
+    "$engine" image "$home" shop:demo "$cache/root" >/dev/null
+    "$engine" exec "$home" "$here/demo.sh" inside "$home"
     clean_up
     say "The engine is gone and nothing is left. Done in $SECONDS seconds."
 }
 
 clean_up() {
     trap '' INT TERM HUP
-    "$engine" down "$home/engine" && rm -rf "$home"
+    "$engine" down "$home"
 }
 
 say() { printf '\n%s\n' "$*"; }
