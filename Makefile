@@ -1,0 +1,34 @@
+# What people do with the project. `demo`, `test` and `setup` install Debian packages and make network namespaces: run them as root.
+.PHONY: help setup build demo test lint bench
+
+help:
+	@echo "make demo    a shop of real servers on a private Docker Engine, without and with Cofferdam"
+	@echo "make test    every test; those that need an engine get a private one"
+	@echo "make lint    format, clippy and shell syntax"
+	@echo "make bench   the benchmarks"
+	@echo "make setup   what demo and test need of Debian (they call it themselves)"
+
+setup:
+	@[ "$$(id -u)" = 0 ] || { echo "packages, namespaces and dockerd need root: run make as root" >&2; exit 1; }
+	@command -v cargo >/dev/null || { echo "there is no cargo on PATH: install Rust from https://rustup.rs" >&2; exit 1; }
+	@tests/engine/private-engine setup jq
+
+build:
+	cargo build --locked
+
+demo: setup build
+	@examples/shop/demo.sh
+
+test: setup
+	@tests/run
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	@for script in tests/run tests/engine/private-engine .ci/run examples/shop/*.sh examples/shop/*/*.sh; do \
+		bash -n "$$script" || exit 1; \
+		if command -v shellcheck >/dev/null; then shellcheck "$$script" || exit 1; fi; \
+	done
+
+bench:
+	@if ls benches/*.rs >/dev/null 2>&1; then cargo bench --locked; else echo "no benchmarks yet" >&2; exit 1; fi

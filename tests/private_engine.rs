@@ -1,0 +1,194 @@
+//! The private engine leaves the host as it was, two run side by side, and a crash is no obstacle to the next.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// An engine directory whose engine ends with the test, whatever becomes of it.
+struct Engine(PathBuf);
+
+impl Engine {
+    fn new(name: &str) -> Self {
+        Self(PathBuf::from(format!(
+            "/tmp/cofferdam-{name}-{}",
+            std::process::id()
+        )))
+    }
+
+    fn output(&self, command: &str, arguments: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/engine/private-engine");
+        Command::new(script)
+            .arg(command)
+            .arg(&self.0)
+            .args(arguments)
+            .env("ENGINE_OWNER", std::process::id().to_string())
+            .output()
+            .expect("private-engine can be run")
+    }
+
+    fn run(&self, command: &str, arguments: &[&str]) -> String {
+        let output = self.output(command, arguments);
+        assert!(
+            output.status.success(),
+            "private-engine {command} {arguments:?} ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.output("down", &[]);
+    }
+}
+
+fn stdout(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .expect("the program can be run");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What of the host an engine could change: interfaces, nftables tables, mounts, kernel-wide limits, files that dockerd writes.
+fn host() -> Vec<String> {
+    let links = stdout("ip", &["-brief", "link"]);
+    let mut links: Vec<&str> = links
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    links.sort_unstable();
+    let listing = |path: &str| stdout("ls", &["-a", path]);
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    vec![
+        links.join(" "),
+        stdout("nft", &["list", "tables"]),
+        read("/proc/self/mounts"),
+        read("/proc/sys/kernel/keys/root_maxkeys"),
+        read("/proc/sys/net/ipv4/ip_forward"),
+        listing("/run"),
+        listing("/etc/docker"),
+        listing("/opt"),
+    ]
+}
+
+#[test]
+fn two_engines_side_by_side_leave_the_host_alone() {
+    let before = host();
+    let (one, other) = (Engine::new("one"), Engine::new("other"));
+    for engine in [&one, &other] {
+        engine.run("up", &[]);
+        engine.run("image", &["cofferdam-test:1", "--tools", "sh", "sleep", "cat"]);
+        engine.run(
+            "exec",
+            &[
+                "docker",
+                "network",
+                "create",
+                "--ipv6",
+                "--subnet",
+                "fd00:7::/64",
+                "six",
+            ],
+        );
+        let arguments = [
+            "docker",
+            "run",
+            "-d",
+            "--name",
+            "still",
+            "--network",
+            "six",
+            "cofferdam-test:1",
+            "sleep",
+            "600",
+        ];
+        engine.run("exec", &arguments);
+        let addresses = engine.run("exec", &["docker", "exec", "still", "cat", "/proc/net/if_inet6"]);
+        assert!(
+            addresses.contains("fd000007"),
+            "the container has no IPv6 address: {addresses}"
+        );
+        let links = engine.run("exec", &["ls", "/sys/class/net"]);
+        assert!(
+            links.contains("docker0"),
+            "/sys shows another network namespace: {links}"
+        );
+    }
+    assert_eq!(host(), before, "while they run");
+    for engine in [&one, &other] {
+        engine.run("down", &[]);
+        engine.run("check-clean", &[]);
+        engine.run("down", &[]);
+    }
+    assert_eq!(host(), before, "when they are gone");
+}
+
+#[test]
+fn a_crash_leaves_nothing_that_the_next_one_trips_over() {
+    let engine = Engine::new("crash");
+    engine.run("up", &[]);
+    engine.run("image", &["cofferdam-test:1", "--tools", "sh", "sleep"]);
+    engine.run(
+        "exec",
+        &["docker", "run", "-d", "cofferdam-test:1", "sleep", "600"],
+    );
+    let init = std::fs::read_to_string(engine.0.join("init")).expect("the engine wrote its init down");
+    let pid = init.split_whitespace().next().expect("a PID");
+    stdout("kill", &["-KILL", pid]);
+    engine.run("up", &[]);
+    assert_eq!(
+        engine.run("exec", &["docker", "ps", "-aq"]),
+        "",
+        "containers of the crashed engine are there"
+    );
+
+    std::fs::remove_dir_all(&engine.0).ok();
+    let left = engine.output("check-clean", &[]);
+    assert!(
+        !left.status.success(),
+        "an engine without its directory goes unnoticed"
+    );
+    engine.run("down", &[]);
+    engine.run("check-clean", &[]);
+}
+
+#[test]
+fn commands_get_signals_and_their_status_comes_back() {
+    let engine = Engine::new("exec");
+    engine.run("up", &[]);
+    assert_eq!(
+        engine.output("exec", &["sh", "-c", "exit 7"]).status.code(),
+        Some(7)
+    );
+    let script = format!(
+        "'{}' exec '{}' sh -c \"trap 'exit 9' TERM; while :; do sleep 0.1; done\" & sleep 1; kill -TERM $!; wait $!",
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/engine/private-engine")
+            .display(),
+        engine.0.display()
+    );
+    let status = Command::new("bash")
+        .args(["-c", &script])
+        .status()
+        .expect("bash can be run");
+    assert_eq!(status.code(), Some(9), "the command did not get SIGTERM");
+}
+
+#[test]
+fn a_directory_of_someone_else_is_not_touched() {
+    let engine = Engine::new("foreign");
+    std::fs::create_dir_all(engine.0.join("precious")).expect("a directory can be made");
+    for command in ["up", "down"] {
+        assert!(
+            !engine.output(command, &[]).status.success(),
+            "{command} takes what is not an engine's"
+        );
+        assert!(
+            engine.0.join("precious").exists(),
+            "{command} removed what is not an engine's"
+        );
+    }
+    std::fs::remove_dir_all(&engine.0).expect("the directory can be removed");
+}
