@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use crate::net::{IfName, Mac};
 
+pub mod links;
 mod state;
 
 pub use state::{Changes, Inventory, Listing};

@@ -1,1 +1,34 @@
-//! model
+//! Policy x inventory: which identity each container has, which networks are guarded, what cannot be enforced and why.
+//!
+//! In: a [`Policy`] and what `inventory` holds. Out: values that `plan` turns into rules and elements. Pure.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod identity;
+mod networks;
+mod unenforceable;
+
+pub use identity::{Identity, Standing, standing};
+pub use networks::{Attachment, Role, ServiceNetwork, guarded_networks, owner, service_networks};
+pub use unenforceable::{Unenforceable, unenforceable};
+
+use crate::policy::Policy;
+
+/// What happens between containers that no service selects.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Unmanaged {
+    /// They are untouched towards each other, the world and the host; denied towards managed ones.
+    #[default]
+    Allow,
+    /// They are closed, as if they belonged to a service without edges.
+    Deny,
+}
+
+/// A policy with what the host's settings add to its meaning.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rights {
+    pub policy: Policy,
+    pub unmanaged: Unmanaged,
+}

@@ -23,23 +23,13 @@ use self::parse::{Peer, Seen, see};
 use crate::net::{IfName, Mac};
 
 pub use self::watch::{LinkEvent, LinkWatch};
+pub use crate::inventory::links::Port;
 
 /// A bridge of this host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bridge {
     pub index: u32,
     pub name: IfName,
-}
-
-/// An interface that is enslaved to a bridge.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Port {
-    pub index: u32,
-    pub name: IfName,
-    /// The bridge's index.
-    pub bridge: u32,
-    /// The Ethernet address of the other end, where this is a veth whose other end is in another namespace.
-    pub peer: Option<Mac>,
 }
 
 /// All bridges and ports, by index.
