@@ -1,4 +1,18 @@
 //! Desired against applied: the ruleset, its elements, networks, and the ordered steps from one state to the next.
+//!
+//! In: a policy, the inventory, what was applied last. Out: a [`Plan`] that `daemon` carries out. Pure.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod compile;
+pub mod diff;
+pub mod elements;
+pub mod eval;
+pub mod flows;
+pub mod ledger;
+pub mod names;
+pub mod networks;
+mod planner;
 pub mod ruleset;
+mod skeleton;
+
+pub use planner::{KernelStep, LinkStep, Plan, Planner};

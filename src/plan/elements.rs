@@ -1,0 +1,216 @@
+//! Inventory to elements: what follows from one container, one network, one bridge.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::compile::Structure;
+use super::ledger::Claim;
+use super::names::{self, chain};
+use super::ruleset::{ChainName, Key, SetName, SetRef};
+use crate::inventory::links::Links;
+use crate::inventory::{Container, ContainerId, Endpoint, Inventory, Network, NetworkId, NetworkKind};
+use crate::model::{Identity, Standing, Unmanaged};
+use crate::net::{Family, IfName, Mac};
+
+/// Everything that elements follow from.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    pub inventory: &'a Inventory,
+    pub links: &'a Links,
+    pub standings: &'a BTreeMap<ContainerId, Standing>,
+    pub guarded: &'a BTreeSet<NetworkId>,
+    pub structure: &'a Structure,
+    pub unmanaged: Unmanaged,
+}
+
+impl View<'_> {
+    /// What follows from a container: its rights by address, and the proof of its identity by port.
+    pub fn container(&self, container: &Container) -> Claim {
+        let mut claim = Claim::new();
+        let Some(standing) = self.standings.get(&container.id) else {
+            return claim;
+        };
+        for (network, endpoint) in &container.endpoints {
+            let Some(network) = self.inventory.network(network) else {
+                continue;
+            };
+            let NetworkKind::Bridge(bridge) = &network.kind else {
+                continue;
+            };
+            // What a stopped container asks for may be another's meanwhile, but on our networks we hand addresses out.
+            if !self.guarded.contains(&network.id) || !(endpoint.is_live() || network.is_ours()) {
+                continue;
+            }
+            match standing {
+                Standing::Managed(identity) => {
+                    endpoint
+                        .addresses()
+                        .for_each(|address| self.rights(identity, address, &mut claim));
+                }
+                Standing::Unmanaged => {
+                    endpoint
+                        .addresses()
+                        .for_each(|address| self.no_rights(address, &mut claim));
+                }
+                // No rights and no proof: nothing of it passes.
+                Standing::Quarantined(_) => continue,
+            }
+            self.binding(bridge, endpoint, &mut claim);
+        }
+        claim
+    }
+
+    /// The rights of a managed address.
+    fn rights(&self, identity: &Identity, address: IpAddr, claim: &mut Claim) {
+        let family = Family::of(address);
+        let mut goto = |set: SetName, chain: ChainName| {
+            claim.insert((names::inet(set), address_key(address)), Some(chain));
+        };
+        goto(names::by_family("into", family), names::inbound(identity));
+        goto(names::by_family("outof", family), names::outbound(identity));
+        for callee in self.structure.callees.get(identity).into_iter().flatten() {
+            goto(names::callers(family, callee), names::pair(identity, callee));
+        }
+        if self.structure.from_host.contains(identity) {
+            goto(names::by_family("fromhost", family), names::from_host(identity));
+        }
+        if self.structure.to_host.contains(identity) {
+            goto(names::by_family("tohost", family), names::to_host(identity));
+        }
+    }
+
+    /// An unmanaged address on a guarded network.
+    fn no_rights(&self, address: IpAddr, claim: &mut Claim) {
+        let family = Family::of(address);
+        let mut goto = |set: &str, name: &str| {
+            let set = names::inet(names::by_family(set, family));
+            claim.insert((set, address_key(address)), Some(chain(name)));
+        };
+        goto("into", "in_unmanaged");
+        goto("outof", "out_unmanaged");
+        if self.unmanaged == Unmanaged::Allow {
+            goto("fromhost", "pass");
+            goto("tohost", "pass");
+        }
+        let set = names::inet(names::by_family("unmanaged", family));
+        claim.insert((set, address_key(address)), None);
+    }
+
+    /// The proof of identity: port, MAC and address belong together.
+    fn binding(&self, bridge: &IfName, endpoint: &Endpoint, claim: &mut Claim) {
+        let Some(mac) = endpoint.mac else { return };
+        claim.insert((bridge_set("macs"), Key::Mac(mac)), None);
+        let port = self
+            .links
+            .bridge_index(bridge)
+            .and_then(|bridge| self.links.port_of(bridge, mac));
+        let Some(port) = port else { return };
+        let mut bind = |address: IpAddr| {
+            let (set, key) = binding(port.index, mac, address);
+            claim.insert((set, key), None);
+        };
+        endpoint.addresses().for_each(&mut bind);
+        if endpoint.ipv6.is_some() {
+            bind(IpAddr::V6(mac.link_local()));
+        }
+    }
+
+    /// What follows from a network: guarded or not, its bridge, subnets and ports.
+    pub fn network(&self, network: &Network) -> Claim {
+        let mut claim = Claim::new();
+        let NetworkKind::Bridge(bridge) = &network.kind else {
+            return claim;
+        };
+        let guarded = self.guarded.contains(&network.id);
+        let set = names::inet(SetName::from(if guarded { "guarded" } else { "unguarded" }));
+        claim.insert((set, Key::IfName(bridge.clone())), None);
+        if guarded {
+            for subnet in &network.subnets {
+                let set = names::by_family("guarded", Family::of(subnet.addr()));
+                let key = Key::Net(subnet.trunc());
+                claim.insert((names::inet(set.clone()), key.clone()), None);
+                claim.insert((names::bridge(set), key), None);
+            }
+        }
+        if let Some(index) = self.links.bridge_index(bridge) {
+            self.ports(index, if guarded { "ports" } else { "open_ports" }, &mut claim);
+        }
+        claim
+    }
+
+    /// What follows from a bridge that is not Docker's: it is none of our business.
+    pub fn foreign_bridge(&self, index: u32, name: &IfName) -> Claim {
+        let mut claim = Claim::new();
+        claim.insert(
+            (names::inet(SetName::from("foreign")), Key::IfName(name.clone())),
+            None,
+        );
+        self.ports(index, "open_ports", &mut claim);
+        claim
+    }
+
+    fn ports(&self, bridge: u32, set: &str, claim: &mut Claim) {
+        for port in self.links.ports_of(bridge) {
+            claim.insert((bridge_set(set), Key::IfIndex(port.index)), None);
+        }
+    }
+
+    /// The bridges that are not Docker's. A bridge whose name Docker could have chosen is never among them: it may be one
+    /// whose network has not been seen yet.
+    pub fn foreign_bridges(&self) -> impl Iterator<Item = (u32, &IfName)> {
+        let docker: BTreeSet<&IfName> = self
+            .inventory
+            .networks()
+            .values()
+            .filter_map(|network| match &network.kind {
+                NetworkKind::Bridge(bridge) => Some(bridge),
+                NetworkKind::Other(_) => None,
+            })
+            .collect();
+        self.links
+            .bridges()
+            .filter(move |(_, name)| !docker.contains(name) && !could_be_dockers(name))
+    }
+
+    /// The addresses of a container that packets are known to flow for: those with rights.
+    pub fn addresses(claim: &Claim) -> BTreeSet<IpAddr> {
+        let address = |key: &Key| match key {
+            Key::Ipv4(address) => Some(IpAddr::V4(*address)),
+            Key::Ipv6(address) => Some(IpAddr::V6(*address)),
+            _ => None,
+        };
+        claim.keys().filter_map(|(_, key)| address(key)).collect()
+    }
+}
+
+/// `docker0`, `br-` and twelve hexadecimal digits, or `cfd-…`.
+fn could_be_dockers(name: &IfName) -> bool {
+    let name = name.as_str();
+    let hex = |text: &str| text.len() == 12 && text.chars().all(|c| c.is_ascii_hexdigit());
+    name == "docker0" || name.starts_with("cfd-") || name.strip_prefix("br-").is_some_and(hex)
+}
+
+fn bridge_set(name: &str) -> SetRef {
+    names::bridge(SetName::from(name))
+}
+
+fn address_key(address: IpAddr) -> Key {
+    match address {
+        IpAddr::V4(address) => Key::Ipv4(address),
+        IpAddr::V6(address) => Key::Ipv6(address),
+    }
+}
+
+fn binding(port: u32, mac: Mac, address: IpAddr) -> (SetRef, Key) {
+    match address {
+        IpAddr::V4(address) => (bridge_set("bound4"), Key::Binding4(port, mac, address)),
+        IpAddr::V6(address) => (bridge_set("bound6"), Key::Binding6(port, mac, address)),
+    }
+}
+
+/// The subnets of one network never overlap another's; this tells whether a candidate would.
+pub(crate) fn overlaps(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
+}

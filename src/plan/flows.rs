@@ -1,0 +1,59 @@
+//! Connections that are open already: which of them the policy, as it now is, no longer permits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::model::{Rights, Standing};
+use crate::net::{Family, Traffic};
+use crate::policy::Party;
+
+/// A tracked connection by its true ends: who opened it, and who answers after all address translation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OpenFlow {
+    pub client: IpAddr,
+    pub server: IpAddr,
+    pub traffic: Traffic,
+}
+
+/// Whose each address is.
+#[derive(Debug, Clone, Default)]
+pub struct Addresses<'a> {
+    /// The addresses of containers on guarded networks.
+    pub containers: BTreeMap<IpAddr, &'a Standing>,
+    /// The host's own addresses.
+    pub host: BTreeSet<IpAddr>,
+}
+
+impl<'a> Addresses<'a> {
+    /// The party behind an address; `None` where it is quarantined and has no rights.
+    fn party(&self, address: IpAddr) -> Option<Party<'a>> {
+        match self.containers.get(&address) {
+            Some(Standing::Managed(identity)) => Some(Party::Services(identity.services())),
+            Some(Standing::Unmanaged) => Some(Party::Unmanaged),
+            Some(Standing::Quarantined(_)) => None,
+            None if self.host.contains(&address) => Some(Party::Host),
+            None => Some(Party::Outside(address)),
+        }
+    }
+
+    fn is_governed(&self, address: IpAddr) -> bool {
+        matches!(
+            self.containers.get(&address),
+            Some(Standing::Managed(_) | Standing::Quarantined(_))
+        )
+    }
+}
+
+/// Whether an open connection may go on. Connections without a managed end are none of our business.
+pub fn may_go_on(rights: &Rights, addresses: &Addresses<'_>, flow: OpenFlow) -> bool {
+    if !addresses.is_governed(flow.client) && !addresses.is_governed(flow.server) {
+        return true;
+    }
+    let (Some(from), Some(to)) = (addresses.party(flow.client), addresses.party(flow.server)) else {
+        return false;
+    };
+    rights
+        .policy
+        .allows(&from, &to, flow.traffic, Family::of(flow.server))
+        .is_some()
+}

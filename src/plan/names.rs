@@ -1,0 +1,83 @@
+//! The names of our chains, sets and counters, in one place.
+
+use std::fmt::Write as _;
+
+use sha2::{Digest, Sha256};
+
+use super::ruleset::{ChainName, CounterName, SetName, SetRef, TableFamily};
+use crate::model::Identity;
+use crate::net::Family;
+use crate::policy::Edge;
+
+/// Interface names that are closed unless they are known to be open: Docker's own names for bridges, and ours. A
+/// bridge that appears while nobody watches is therefore closed.
+pub const CLOSED_INTERFACES: [&str; 3] = ["docker0", "br-*", "cfd-*"];
+
+pub(crate) fn chain(name: &str) -> ChainName {
+    ChainName::from(name)
+}
+
+/// `in_shop/api`: what may be sent to the identity.
+pub(crate) fn inbound(identity: &Identity) -> ChainName {
+    ChainName(format!("in_{}", identity.slug()))
+}
+
+/// `out_shop/api`: what the identity may send to other than containers.
+pub(crate) fn outbound(identity: &Identity) -> ChainName {
+    ChainName(format!("out_{}", identity.slug()))
+}
+
+/// `fromhost_shop/api`: what the host may send to the identity.
+pub(crate) fn from_host(identity: &Identity) -> ChainName {
+    ChainName(format!("fromhost_{}", identity.slug()))
+}
+
+/// `tohost_shop/api`: what the identity may send to the host.
+pub(crate) fn to_host(identity: &Identity) -> ChainName {
+    ChainName(format!("tohost_{}", identity.slug()))
+}
+
+/// `pair_shop/web_shop/api`: what the first may send to the second.
+pub(crate) fn pair(from: &Identity, to: &Identity) -> ChainName {
+    ChainName(format!("pair_{}_{}", from.slug(), to.slug()))
+}
+
+/// `from4_shop/api`: the callers of the identity, by address.
+pub(crate) fn callers(family: Family, identity: &Identity) -> SetName {
+    SetName(format!("from{}_{}", family.digit(), identity.slug()))
+}
+
+/// A name with the family's digit: `into4`.
+pub(crate) fn by_family(name: &str, family: Family) -> SetName {
+    SetName(format!("{name}{}", family.digit()))
+}
+
+pub(crate) fn inet(set: SetName) -> SetRef {
+    SetRef {
+        table: TableFamily::Inet,
+        set,
+    }
+}
+
+pub(crate) fn bridge(set: SetName) -> SetRef {
+    SetRef {
+        table: TableFamily::Bridge,
+        set,
+    }
+}
+
+/// The counter of an edge: the same as long as its ends and ports are.
+pub fn counter(edge: &Edge) -> CounterName {
+    let mut text = format!("{}>{}", edge.from, edge.to);
+    for ports in &edge.ports {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ",{ports}");
+    }
+    let digest = Sha256::digest(text.as_bytes());
+    CounterName(
+        digest
+            .iter()
+            .take(6)
+            .fold("e_".to_owned(), |name, byte| name + &format!("{byte:02x}")),
+    )
+}
