@@ -1,1 +1,5 @@
-fn main() {}
+//! The `cofferdam` command.
+
+fn main() -> std::process::ExitCode {
+    cofferdam::cli::main()
+}

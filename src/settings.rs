@@ -1,1 +1,242 @@
-//! settings
+//! The daemon's settings: from flags, environment, a YAML file and defaults, in this order.
+
+use std::path::{Path, PathBuf};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::Deserialize;
+
+use crate::model::Unmanaged;
+use crate::plan::compile::Options;
+use crate::plan::networks::Pools;
+
+/// Where settings are read from when no file is named; it may be absent.
+pub const DEFAULT_FILE: &str = "/etc/cofferdam/settings.yaml";
+
+/// Settings as they can be given by flags, by environment variables or, under the same names, in the settings file.
+#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Overrides {
+    /// Directory of policy files [default: /etc/cofferdam/policies]
+    #[arg(long, env = "COFFERDAM_POLICIES", value_name = "DIR")]
+    pub policies: Option<PathBuf>,
+    /// Docker Engine's Unix socket [default: /var/run/docker.sock]
+    #[arg(long, env = "COFFERDAM_DOCKER_SOCKET", value_name = "PATH")]
+    pub docker_socket: Option<PathBuf>,
+    /// The daemon's control socket [default: /run/cofferdam/control.sock]
+    #[arg(long, env = "COFFERDAM_CONTROL_SOCKET", value_name = "PATH")]
+    pub control_socket: Option<PathBuf>,
+    /// Pool of service networks' IPv4 subnets [default: 10.213.0.0/16]
+    #[arg(long, env = "COFFERDAM_IPV4_POOL", value_name = "CIDR")]
+    pub ipv4_pool: Option<Ipv4Net>,
+    /// Prefix length of each service network [default: 24]
+    #[arg(long, env = "COFFERDAM_IPV4_PREFIX", value_name = "BITS")]
+    pub ipv4_prefix: Option<u8>,
+    /// Pool of service networks' IPv6 subnets, each a /64; `none` for IPv4 only [default: fd63:6f66:6665::/48]
+    #[arg(long, env = "COFFERDAM_IPV6_POOL", value_name = "CIDR|none")]
+    pub ipv6_pool: Option<Ipv6Pool>,
+    /// Which bit of the packet mark says that a packet passed the rules, 0 to 31 [default: 30]
+    #[arg(long, env = "COFFERDAM_STAMP_BIT", value_name = "BIT")]
+    pub stamp_bit: Option<u8>,
+    /// NFLOG group of denied packets [default: 64]
+    #[arg(long, env = "COFFERDAM_NFLOG_GROUP", value_name = "GROUP")]
+    pub nflog_group: Option<u16>,
+    /// What happens between containers that no service selects: allow or deny [default: allow]
+    #[arg(long, env = "COFFERDAM_UNMANAGED", value_name = "allow|deny", value_parser = parse_unmanaged)]
+    pub unmanaged: Option<Unmanaged>,
+}
+
+/// A pool of IPv6 subnets, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ipv6Pool(pub Option<Ipv6Net>);
+
+impl std::str::FromStr for Ipv6Pool {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "none" {
+            Ok(Self(None))
+        } else {
+            text.parse().map(|net| Self(Some(net)))
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Ipv6Pool {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+fn parse_unmanaged(text: &str) -> Result<Unmanaged, String> {
+    match text {
+        "allow" => Ok(Unmanaged::Allow),
+        "deny" => Ok(Unmanaged::Deny),
+        _ => Err("either allow or deny".to_owned()),
+    }
+}
+
+/// The settings in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    pub policies: PathBuf,
+    pub docker_socket: PathBuf,
+    pub control_socket: PathBuf,
+    pub pools: Pools,
+    pub options: Options,
+    pub unmanaged: Unmanaged,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error("cannot read the settings file {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the settings file {} is not valid: {message}", path.display())]
+    Invalid { path: PathBuf, message: String },
+    #[error("{0}")]
+    Value(String),
+}
+
+impl Settings {
+    /// Merges flags and environment (`overrides`) over the file over the defaults. A file that was not named may be absent.
+    ///
+    /// # Errors
+    /// When the file cannot be read or a value makes no sense.
+    pub fn load(overrides: Overrides, file: Option<&Path>) -> Result<Self, SettingsError> {
+        let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        let from_file = match std::fs::read_to_string(path) {
+            Ok(text) => parse(&text, path)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {
+                Overrides::default()
+            }
+            Err(source) => {
+                return Err(SettingsError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        Self::merge(overrides, from_file)
+    }
+
+    fn merge(flags: Overrides, file: Overrides) -> Result<Self, SettingsError> {
+        let path = |one: Option<PathBuf>, other: Option<PathBuf>, default: &str| {
+            one.or(other).unwrap_or_else(|| PathBuf::from(default))
+        };
+        let ipv4 = flags
+            .ipv4_pool
+            .or(file.ipv4_pool)
+            .unwrap_or(DEFAULT_IPV4_POOL)
+            .trunc();
+        let ipv4_prefix = flags.ipv4_prefix.or(file.ipv4_prefix).unwrap_or(24);
+        let Ipv6Pool(ipv6) = flags
+            .ipv6_pool
+            .or(file.ipv6_pool)
+            .unwrap_or(Ipv6Pool(Some(DEFAULT_IPV6_POOL)));
+        let bit = flags.stamp_bit.or(file.stamp_bit).unwrap_or(30);
+        if !(ipv4.prefix_len()..=29).contains(&ipv4_prefix) {
+            let message = format!("ipv4-prefix {ipv4_prefix} must lie between the pool's ({ipv4}) and 29");
+            return Err(SettingsError::Value(message));
+        }
+        if let Some(pool) = ipv6.filter(|pool| pool.prefix_len() > 64) {
+            return Err(SettingsError::Value(format!(
+                "ipv6-pool {pool} is smaller than the one /64 of a network"
+            )));
+        }
+        if bit > 31 {
+            return Err(SettingsError::Value(format!(
+                "stamp-bit {bit} is not a bit of a mark: 0 to 31"
+            )));
+        }
+        let nflog_group = flags.nflog_group.or(file.nflog_group).unwrap_or(64);
+        Ok(Self {
+            policies: path(flags.policies, file.policies, "/etc/cofferdam/policies"),
+            docker_socket: path(flags.docker_socket, file.docker_socket, "/var/run/docker.sock"),
+            control_socket: path(
+                flags.control_socket,
+                file.control_socket,
+                "/run/cofferdam/control.sock",
+            ),
+            pools: Pools {
+                ipv4,
+                ipv4_prefix,
+                ipv6: ipv6.map(|pool| pool.trunc()),
+            },
+            options: Options {
+                stamp: 1 << bit,
+                nflog_group,
+            },
+            unmanaged: flags.unmanaged.or(file.unmanaged).unwrap_or_default(),
+        })
+    }
+}
+
+const DEFAULT_IPV4_POOL: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 213, 0, 0), 16);
+const DEFAULT_IPV6_POOL: Ipv6Net =
+    Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfd63, 0x6f66, 0x6665, 0, 0, 0, 0, 0), 48);
+
+fn parse(text: &str, path: &Path) -> Result<Overrides, SettingsError> {
+    if text
+        .lines()
+        .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
+    {
+        return Ok(Overrides::default());
+    }
+    serde_yaml::from_str(text).map_err(|error| SettingsError::Invalid {
+        path: path.to_owned(),
+        message: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file = parse(
+            "nflog-group: 7\nstamp-bit: 3\nunmanaged: deny\nipv6-pool: none\n",
+            Path::new("f"),
+        )
+        .unwrap();
+        let flags = Overrides {
+            nflog_group: Some(9),
+            ..Overrides::default()
+        };
+        let settings = Settings::merge(flags, file).unwrap();
+        assert_eq!(
+            settings.options,
+            Options {
+                stamp: 8,
+                nflog_group: 9
+            }
+        );
+        assert_eq!(settings.unmanaged, Unmanaged::Deny);
+        assert_eq!(settings.pools.ipv6, None);
+        assert_eq!(settings.pools.ipv4.to_string(), "10.213.0.0/16");
+    }
+
+    #[test]
+    fn an_unknown_or_senseless_setting_is_refused() {
+        assert!(parse("nflog_group: 7\n", Path::new("f")).is_err());
+        assert!(parse("# nothing yet\n", Path::new("f")).is_ok());
+        let merge = |flags| Settings::merge(flags, Overrides::default());
+        assert!(
+            merge(Overrides {
+                stamp_bit: Some(32),
+                ..Overrides::default()
+            })
+            .is_err()
+        );
+        assert!(
+            merge(Overrides {
+                ipv4_prefix: Some(8),
+                ..Overrides::default()
+            })
+            .is_err()
+        );
+        assert!(merge(Overrides::default()).is_ok());
+    }
+}

@@ -101,7 +101,11 @@ async fn outside() -> anyhow::Result<bool> {
     let probe = build_probe()?;
     let engine = PrivateEngine::up(&probe)?;
     let this = std::env::current_exe().context("cannot find this program")?;
-    let mut child = engine.command(&this).env("COFFERDAM_PROBE", &probe).spawn().context("cannot enter the engine")?;
+    let mut child = engine
+        .command(&this)
+        .env("COFFERDAM_PROBE", &probe)
+        .spawn()
+        .context("cannot enter the engine")?;
     let interrupted = tokio::select! {
         status = child.wait() => Ok(status?),
         _ = interrupt.recv() => Err("interrupted"),
@@ -133,7 +137,13 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
     let only: Option<Vec<String>> =
         setting("COFFERDAM_ONLY").map(|list| list.split(',').map(|id| id.trim().to_owned()).collect());
     let selftest = match setting("COFFERDAM_SELFTEST").as_deref() {
-        None => if only.is_some() { "off" } else { "on" },
+        None => {
+            if only.is_some() {
+                "off"
+            } else {
+                "on"
+            }
+        }
         Some(known @ ("only" | "on" | "off")) => known,
         Some(other) => bail!("COFFERDAM_SELFTEST is {other:?}, not only, on or off"),
     }
@@ -164,12 +174,19 @@ async fn one(lab: &Lab, entry: Entry, with: With, logs: &Path, report: &mut Repo
     let case = match entry {
         Ok(case) => case,
         Err(unreadable) => {
-            return report.case(&unreadable.id, "-", &Verdict::Failed(unreadable.reason), begun.elapsed());
+            return report.case(
+                &unreadable.id,
+                "-",
+                &Verdict::Failed(unreadable.reason),
+                begun.elapsed(),
+            );
         }
     };
     let verdict = match capability::decide(&case.requires, lab.sctp) {
         Decision::Skip(reason) => Verdict::Skipped(reason),
-        Decision::Unknown(name) => Verdict::Failed(format!("the runner does not know the capability {name:?}")),
+        Decision::Unknown(name) => {
+            Verdict::Failed(format!("the runner does not know the capability {name:?}"))
+        }
         Decision::Run => match lab.repair().await {
             Err(error) => Verdict::Failed(format!("the engine is gone: {error:#}")),
             Ok(()) => {
@@ -188,7 +205,10 @@ async fn one(lab: &Lab, entry: Entry, with: With, logs: &Path, report: &mut Repo
 fn load() -> anyhow::Result<Vec<Entry>> {
     let place = setting("COFFERDAM_CASES").map(PathBuf::from);
     let place = place.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance"));
-    let is_yaml = |path: &Path| path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+    let is_yaml = |path: &Path| {
+        path.extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml")
+    };
     let mut files = Vec::new();
     if place.is_dir() {
         for entry in std::fs::read_dir(&place).with_context(|| format!("cannot list {}", place.display()))? {
@@ -203,7 +223,8 @@ fn load() -> anyhow::Result<Vec<Entry>> {
     }
     let mut entries = Vec::new();
     for file in files {
-        let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text =
+            std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         entries.extend(case::parse(&text).map_err(|reason| anyhow::anyhow!("{}: {reason}", file.display()))?);
     }
     if entries.is_empty() {

@@ -23,14 +23,20 @@ use translate::{Translator, Untranslatable};
 const SUITE: &str = include_str!("conformance/cases.yaml");
 
 fn suite() -> Vec<Case> {
-    case::parse(SUITE).unwrap().into_iter().map(Result::unwrap).collect()
+    case::parse(SUITE)
+        .unwrap()
+        .into_iter()
+        .map(Result::unwrap)
+        .collect()
 }
 
 fn one_case(body: &str) -> Result<Case, String> {
     let text = format!(
         "format: netseg-conformance/1\ncases:\n- {{id: T1, name: t, category: t, profile: core, requires: [], {body}}}\n"
     );
-    case::parse(&text)?.remove(0).map_err(|unreadable| unreadable.reason)
+    case::parse(&text)?
+        .remove(0)
+        .map_err(|unreadable| unreadable.reason)
 }
 
 fn policy(value: Value) -> NeutralPolicy {
@@ -60,14 +66,22 @@ fn every_case_is_runnable_or_lacks_something_by_name() {
     for case in suite() {
         if decide(&case.requires, true) == Decision::Run {
             let mut translator = Translator::default();
-            translator.files(&case.policy).unwrap_or_else(|error| panic!("{}: {error}", case.id));
+            translator
+                .files(&case.policy)
+                .unwrap_or_else(|error| panic!("{}: {error}", case.id));
         }
     }
 }
 
 #[test]
 fn every_capability_of_the_suite_is_in_the_table() {
-    let text = SUITE.split("\ncapabilities:\n").nth(1).unwrap().split("\ncases:").next().unwrap();
+    let text = SUITE
+        .split("\ncapabilities:\n")
+        .nth(1)
+        .unwrap()
+        .split("\ncases:")
+        .next()
+        .unwrap();
     for line in text.lines() {
         let name = line.trim().split(':').next().unwrap();
         assert!(TABLE.iter().any(|(known, _)| *known == name), "{name}");
@@ -95,7 +109,16 @@ fn facts_are_read_and_written(
     #[case] published: Option<u16>,
 ) {
     let fact: Fact = text.parse().unwrap();
-    assert_eq!(fact, Fact { from, to, transport, port, published });
+    assert_eq!(
+        fact,
+        Fact {
+            from,
+            to,
+            transport,
+            port,
+            published
+        }
+    );
     assert_eq!(fact.to_string(), text);
 }
 
@@ -115,11 +138,20 @@ fn what_is_no_fact_is_an_error(#[case] text: &str) {
 }
 
 #[rstest]
-#[case("topology: {services: [], colour: red}, policy: {default: deny}, expect: {}", "colour")]
+#[case(
+    "topology: {services: [], colour: red}, policy: {default: deny}, expect: {}",
+    "colour"
+)]
 #[case("topology: {}, policy: {default: deny, tiers: []}, expect: {}", "tiers")]
 #[case("topology: {}, policy: {default: deny}, expect: {maybe: []}", "maybe")]
-#[case("topology: {}, policy: {default: deny}, expect: {}, steps: [{do: [{reboot_host: {}}]}]", "reboot_host")]
-#[case("topology: {}, policy: {default: deny}, expect: {assert: [{type: smells_good}]}", "smells_good")]
+#[case(
+    "topology: {}, policy: {default: deny}, expect: {}, steps: [{do: [{reboot_host: {}}]}]",
+    "reboot_host"
+)]
+#[case(
+    "topology: {}, policy: {default: deny}, expect: {assert: [{type: smells_good}]}",
+    "smells_good"
+)]
 #[case(
     "topology: {}, policy: {default: deny}, expect: {assert: [{type: connection_alive, id: k, colour: red}]}",
     "colour"
@@ -128,7 +160,10 @@ fn what_is_no_fact_is_an_error(#[case] text: &str) {
     "topology: {}, policy: {default: deny}, expect: {}, steps: [{do: [{stop_controller: {gently: true}}]}]",
     "gently"
 )]
-#[case("topology: {}, policy: {default: deny, allow: [{from: [{zone: x}], to: []}]}, expect: {}", "zone")]
+#[case(
+    "topology: {}, policy: {default: deny, allow: [{from: [{zone: x}], to: []}]}, expect: {}",
+    "zone"
+)]
 fn what_is_not_known_fails_its_case(#[case] body: &str, #[case] name: &str) {
     let reason = one_case(body).unwrap_err();
     assert!(reason.contains(name), "{reason}");
@@ -165,7 +200,8 @@ fn another_format_is_refused() {
 #[case("submit_invalid_policy: {kind: syntax}")]
 #[case("send_spoofed: {from: x/c, as: x/b, to: x/a, proto: udp, port: 53}")]
 fn actions_are_known(#[case] action: &str) {
-    let body = format!("topology: {{}}, policy: {{default: deny}}, expect: {{}}, steps: [{{do: [{{{action}}}]}}]");
+    let body =
+        format!("topology: {{}}, policy: {{default: deny}}, expect: {{}}, steps: [{{do: [{{{action}}}]}}]");
     assert_eq!(one_case(&body).unwrap().steps[0].actions.len(), 1);
 }
 
@@ -240,7 +276,10 @@ fn ports_are_translated(#[case] neutral: Value, #[case] ours: Value) {
 
 #[test]
 fn no_ports_are_all_ports_but_an_empty_list_is_not() {
-    assert_eq!(selected(json!({"project": "x"}))["allow"][0]["ports"], json!("any"));
+    assert_eq!(
+        selected(json!({"project": "x"}))["allow"][0]["ports"],
+        json!("any")
+    );
     let edge = json!({"from": [{"project": "x"}], "to": [{"project": "y"}], "ports": []});
     let refused = translated(json!({"default": "deny", "allow": [edge]})).unwrap_err();
     assert_eq!(refused, Untranslatable::EmptyList("ports"));
@@ -271,12 +310,21 @@ fn what_the_product_lacks_is_named(#[case] neutral: Value, #[case] name: &'stati
 fn an_edge_needs_a_service() {
     let edge = json!({"from": [{"world": true}], "to": [{"host": true}]});
     let refused = translated(json!({"default": "deny", "allow": [edge]})).unwrap_err();
-    assert_eq!(refused, Untranslatable::NoService { from: "world".into(), to: "host".into() });
+    assert_eq!(
+        refused,
+        Untranslatable::NoService {
+            from: "world".into(),
+            to: "host".into()
+        }
+    );
 }
 
 #[test]
 fn an_empty_selector_is_not_everything() {
-    assert_eq!(NeutralSelector::default(), serde_json::from_value(json!({})).unwrap());
+    assert_eq!(
+        NeutralSelector::default(),
+        serde_json::from_value(json!({})).unwrap()
+    );
     let edge = json!({"from": [{}], "to": [{"project": "y"}]});
     let refused = translated(json!({"default": "deny", "allow": [edge]})).unwrap_err();
     assert_eq!(refused, Untranslatable::EmptySelector);
@@ -284,18 +332,30 @@ fn an_empty_selector_is_not_everything() {
 
 #[test]
 fn documents_are_files_of_the_same_segment_and_selectors_keep_their_names() {
-    let edge = |from: &str| json!({"from": [{"project": from}], "to": [{"project": "x"}], "ports": [{"port": 80}]});
+    let edge =
+        |from: &str| json!({"from": [{"project": from}], "to": [{"project": "x"}], "ports": [{"port": 80}]});
     let mut translator = Translator::default();
-    let first = translator.files(&policy(json!({"default": "deny", "allow": [edge("y")]}))).unwrap();
+    let first = translator
+        .files(&policy(json!({"default": "deny", "allow": [edge("y")]})))
+        .unwrap();
     let documents = json!([{"name": "d1", "allow": [edge("z")]}, {"name": "d2", "allow": []}]);
     let second = json!({"default": "deny", "allow": [edge("y")], "documents": documents});
     let second = translator.files(&policy(second)).unwrap();
     assert_eq!(first.len(), 1);
-    assert_eq!(second.keys().collect::<Vec<_>>(), ["conformance.yaml", "document-0-d1.yaml"]);
+    assert_eq!(
+        second.keys().collect::<Vec<_>>(),
+        ["conformance.yaml", "document-0-d1.yaml"]
+    );
     let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
-    let (before, after) = (read(&first["conformance.yaml"]), read(&second["conformance.yaml"]));
+    let (before, after) = (
+        read(&first["conformance.yaml"]),
+        read(&second["conformance.yaml"]),
+    );
     assert_eq!(before["allow"], after["allow"]);
-    assert_eq!(read(&second["document-0-d1.yaml"])["segment"], json!("conformance"));
+    assert_eq!(
+        read(&second["document-0-d1.yaml"])["segment"],
+        json!("conformance")
+    );
     assert_eq!(after["services"].as_object().unwrap().len(), 4);
 }
 
@@ -304,7 +364,16 @@ fn a_case_is_skipped_by_name_and_never_for_what_nobody_knows() {
     let requires = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     assert_eq!(decide(&requires(&["ipv6", "icmp"]), false), Decision::Run);
     assert_eq!(decide(&requires(&["sctp"]), true), Decision::Run);
-    assert_eq!(decide(&requires(&["sctp"]), false), Decision::Skip("the environment lacks sctp".into()));
-    assert_eq!(decide(&requires(&["ipv6", "fqdn"]), true), Decision::Skip("the product lacks fqdn".into()));
-    assert_eq!(decide(&requires(&["fqdn", "telepathy"]), true), Decision::Unknown("telepathy".into()));
+    assert_eq!(
+        decide(&requires(&["sctp"]), false),
+        Decision::Skip("the environment lacks sctp".into())
+    );
+    assert_eq!(
+        decide(&requires(&["ipv6", "fqdn"]), true),
+        Decision::Skip("the product lacks fqdn".into())
+    );
+    assert_eq!(
+        decide(&requires(&["fqdn", "telepathy"]), true),
+        Decision::Unknown("telepathy".into())
+    );
 }

@@ -1,2 +1,95 @@
-//! cli
+//! The command line: one file for each command.
+
+mod apply;
 pub mod check;
+mod down;
+mod run;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::daemon::Refusal;
+use crate::settings::{Overrides, Settings};
+
+/// Network segmentation for Docker hosts: only declared service-to-service ports can be reached.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, or status --check found the daemon not enforcing; 2 \
+wrong usage; 3 no daemon answers; 10 settings; 11 missing privileges; 12 no engine; 13 engine too old; 14 nft missing or \
+failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system refused something";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watch the engine and keep the policy in force
+    Run(SettingsArgs),
+    /// Bring the host to what the policy says, once
+    Apply(apply::ApplyArgs),
+    /// Validate policy files: every fault, with its place
+    Check(check::Args),
+    /// Show what is in force: policy, services, endpoints, edges and their hits
+    Status(status::StatusArgs),
+    /// Remove every trace: rules and networks
+    Down(down::DownArgs),
+}
+
+/// Where settings come from.
+#[derive(Debug, Args)]
+struct SettingsArgs {
+    /// Settings file [default: /etc/cofferdam/settings.yaml, where it exists]
+    #[arg(long, env = "COFFERDAM_SETTINGS", value_name = "FILE")]
+    settings: Option<PathBuf>,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+impl SettingsArgs {
+    fn load(self) -> Result<Settings, Refusal> {
+        Ok(Settings::load(self.overrides, self.settings.as_deref())?)
+    }
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(args) => concluded(run::run(args)),
+        Command::Apply(args) => concluded(apply::run(args)),
+        Command::Check(args) => check::run(&args),
+        Command::Status(args) => concluded(status::run(&args)),
+        Command::Down(args) => concluded(down::run(args)),
+    }
+}
+
+/// The one place where a refusal is printed, with its causes.
+fn concluded(result: Result<ExitCode, Refusal>) -> ExitCode {
+    result.unwrap_or_else(|refusal| {
+        let code = refusal.exit_code();
+        eprintln!("cofferdam: {:#}", anyhow::Error::from(refusal));
+        code
+    })
+}
+
+/// A runtime for commands that talk to the engine and the kernel.
+fn block_on<T>(future: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Refusal::system("start the runtime", error))?;
+    runtime.block_on(future)
+}
+
+/// Prints a value as JSON on standard output.
+fn print_json(value: &impl serde::Serialize) -> Result<(), Refusal> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Refusal::system("write the answer as JSON", error))?;
+    println!("{text}");
+    Ok(())
+}

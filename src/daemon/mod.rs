@@ -1,2 +1,25 @@
-//! daemon
+//! The daemon: the only room that knows both halves of the house. It feeds the planner with what was seen, carries its
+//! plans out, and publishes what came of it.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`run`] | the loop: one pass for each cause |
+//! | [`once`] | one reconcile, and the removal of every trace |
+//! | [`executor`] | carrying a plan out, step by step |
+//! | [`reader`] | reading engine objects again after events, never two readings of one at once |
+//! | [`source`], [`reload`] | the policy directory, and its changes |
+//! | [`status`], [`control`] | what is true now, and the socket that tells it |
+//! | [`lock`], [`refusal`] | one daemon at a time; why it does not start |
+
+pub mod control;
+pub mod executor;
+pub mod lock;
+pub mod once;
+pub mod reader;
+pub mod refusal;
+pub mod reload;
+pub mod run;
 pub mod source;
+pub mod status;
+
+pub use refusal::Refusal;

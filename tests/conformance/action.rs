@@ -100,7 +100,11 @@ pub(crate) enum ReplacementRef {
 impl ReplacementRef {
     pub(crate) fn replacement(&self) -> Replacement {
         match self {
-            Self::Key(key) => Replacement { service: key.clone(), labels: None, listen: None },
+            Self::Key(key) => Replacement {
+                service: key.clone(),
+                labels: None,
+                listen: None,
+            },
             Self::Map(replacement) => replacement.clone(),
         }
     }

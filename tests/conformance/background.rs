@@ -11,7 +11,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::case::Case;
 use crate::fact::{Fact, Party, Transport};
-use crate::probes::{Snapshot, Source, families, first_wrong, targets, Expected};
+use crate::probes::{Expected, Snapshot, Source, families, first_wrong, targets};
 use crate::world::World;
 
 /// A probe that runs until its input ends.
@@ -29,7 +29,9 @@ impl Probe {
             None => Command::new(&world.lab.probe),
             Some(pid) => {
                 let mut command = Command::new("nsenter");
-                command.args(["-t", &pid.to_string(), "-n", "--"]).arg(&world.lab.probe);
+                command
+                    .args(["-t", &pid.to_string(), "-n", "--"])
+                    .arg(&world.lab.probe);
                 command
             }
         };
@@ -43,12 +45,20 @@ impl Probe {
             .with_context(|| format!("cannot probe from {}", source.name))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("a probe without output")?;
-        Ok(Self { child, stdin, lines: BufReader::new(stdout).lines(), source: source.clone() })
+        Ok(Self {
+            child,
+            stdin,
+            lines: BufReader::new(stdout).lines(),
+            source: source.clone(),
+        })
     }
 
     pub(crate) async fn say(&mut self, text: &str) -> anyhow::Result<()> {
         let stdin = self.stdin.as_mut().context("the probe hears no more")?;
-        stdin.write_all(text.as_bytes()).await.with_context(|| format!("the probe from {} is gone", self.source.name))
+        stdin
+            .write_all(text.as_bytes())
+            .await
+            .with_context(|| format!("the probe from {} is gone", self.source.name))
     }
 
     pub(crate) async fn line(&mut self) -> anyhow::Result<String> {
@@ -71,7 +81,9 @@ impl Probe {
     /// What it has said so far, without waiting for more; then it is ended.
     pub(crate) async fn cut(mut self) -> Vec<String> {
         let mut said = Vec::new();
-        while let Ok(Ok(Some(line))) = tokio::time::timeout(Duration::from_millis(50), self.lines.next_line()).await {
+        while let Ok(Ok(Some(line))) =
+            tokio::time::timeout(Duration::from_millis(50), self.lines.next_line()).await
+        {
             said.push(line);
         }
         self.child.kill().await.ok();
@@ -92,7 +104,14 @@ pub(crate) struct NeverAllowed {
 
 impl NeverAllowed {
     pub(crate) fn new(flow: Fact, rate_hz: u32) -> Self {
-        Self { flow, rate_hz, running: BTreeMap::new(), attempts: 0, first_success: None, unable: None }
+        Self {
+            flow,
+            rate_hz,
+            running: BTreeMap::new(),
+            attempts: 0,
+            first_success: None,
+            unable: None,
+        }
     }
 
     /// Starts what is missing and ends what no longer has a container. Harmless while the engine is away.
@@ -103,18 +122,27 @@ impl NeverAllowed {
             Party::External(_) | Party::Host => true,
         };
         if known(&self.flow.from) && known(&self.flow.to) {
-            let keys = [&self.flow.from, &self.flow.to].into_iter().filter_map(|party| match party {
-                Party::Service(key) => Some(key.as_str()),
-                Party::External(_) | Party::Host => None,
-            });
+            let keys = [&self.flow.from, &self.flow.to]
+                .into_iter()
+                .filter_map(|party| match party {
+                    Party::Service(key) => Some(key.as_str()),
+                    Party::External(_) | Party::Host => None,
+                });
             // A container that is just not running, or an engine that is just not there: what runs, runs on.
-            let Ok(snapshot) = Snapshot::take(world, keys.collect()).await else { return Ok(()) };
+            let Ok(snapshot) = Snapshot::take(world, keys.collect()).await else {
+                return Ok(());
+            };
             for family in families(case) {
                 wanted.extend(targets(world, &snapshot, &self.flow, family)?);
             }
         }
         wanted.retain(|(_, addresses)| !addresses.is_empty());
-        let gone: Vec<_> = self.running.keys().filter(|key| !wanted.contains(*key)).cloned().collect();
+        let gone: Vec<_> = self
+            .running
+            .keys()
+            .filter(|key| !wanted.contains(*key))
+            .cloned()
+            .collect();
         for key in gone {
             if let Some(probe) = self.running.remove(&key) {
                 self.account(probe).await?;
@@ -153,7 +181,8 @@ impl NeverAllowed {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words.as_slice() {
                 ["success", ..] => {
-                    self.first_success.get_or_insert_with(|| format!("{source}: {line}"));
+                    self.first_success
+                        .get_or_insert_with(|| format!("{source}: {line}"));
                 }
                 ["unable", ..] => {
                     self.unable.get_or_insert_with(|| format!("{source}: {line}"));
@@ -169,7 +198,10 @@ impl NeverAllowed {
             self.account(probe).await?;
         }
         if let Some(success) = self.first_success {
-            return Ok(Some(format!("never_allowed {}: an exchange succeeded: {success}", self.flow)));
+            return Ok(Some(format!(
+                "never_allowed {}: an exchange succeeded: {success}",
+                self.flow
+            )));
         }
         if let Some(unable) = self.unable {
             bail!("never_allowed {}: a probe could not run: {unable}", self.flow);
@@ -227,10 +259,12 @@ impl Held {
         if let Some(wrong) = first_wrong(world, case, &[(Expected::Allow, flow.clone())]).await? {
             bail!("the connection cannot be opened: {wrong}");
         }
-        let keys = [&flow.from, &flow.to].into_iter().filter_map(|party| match party {
-            Party::Service(key) => Some(key.as_str()),
-            Party::External(_) | Party::Host => None,
-        });
+        let keys = [&flow.from, &flow.to]
+            .into_iter()
+            .filter_map(|party| match party {
+                Party::Service(key) => Some(key.as_str()),
+                Party::External(_) | Party::Host => None,
+            });
         let snapshot = Snapshot::take(world, keys.collect()).await?;
         let mut held = Vec::new();
         for family in families(case) {
@@ -258,7 +292,10 @@ impl Held {
                     }
                 }
                 if held.len() == before {
-                    bail!("no connection {flow} can be opened from {}: {reason}", source.name);
+                    bail!(
+                        "no connection {flow} can be opened from {}: {reason}",
+                        source.name
+                    );
                 }
             }
         }
@@ -275,7 +312,9 @@ impl Held {
         let report = self.report().await?;
         let place = format!("{} from {} to {}", self.flow, self.source.name, self.peer);
         Ok(match report {
-            HeldReport { broken: Some(reason), .. } => Some(format!("{place} broke: {reason}")),
+            HeldReport {
+                broken: Some(reason), ..
+            } => Some(format!("{place} broke: {reason}")),
             HeldReport { longest_gap, .. } if longest_gap > limit => {
                 Some(format!("{place} had a gap of {} ms", longest_gap.as_millis()))
             }
@@ -324,14 +363,22 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) async fn start(world: &World, source: &Source, proto: Transport, ipv6: bool) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        world: &World,
+        source: &Source,
+        proto: Transport,
+        ipv6: bool,
+    ) -> anyhow::Result<Self> {
         let family = if ipv6 { "6" } else { "4" };
         let mut probe = Probe::start(world, source, &["watch", &proto.to_string(), family])?;
         let line = probe.line().await?;
         if line != "watching" {
             bail!("cannot watch {}: {line}", source.name);
         }
-        Ok(Self { probe, place: source.name.clone() })
+        Ok(Self {
+            probe,
+            place: source.name.clone(),
+        })
     }
 
     /// Source address and the transport part in hex, for each packet so far.

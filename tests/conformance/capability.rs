@@ -59,7 +59,10 @@ pub(crate) enum Decision {
 pub(crate) fn decide(requires: &[String], environment_has_sctp: bool) -> Decision {
     let mut skip = None;
     for name in requires {
-        let standing = TABLE.iter().find(|(known, _)| known == name).map(|(_, standing)| *standing);
+        let standing = TABLE
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, standing)| *standing);
         let reason = match standing {
             None => return Decision::Unknown(name.clone()),
             Some(Present) => continue,

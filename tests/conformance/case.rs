@@ -101,7 +101,13 @@ pub(crate) struct Step {
 impl Step {
     /// A step that does nothing but expect.
     pub(crate) fn of(expect: Expect) -> Self {
-        Self { actions: Vec::new(), within_ms: None, expect, _note: None, _name: None }
+        Self {
+            actions: Vec::new(),
+            within_ms: None,
+            expect,
+            _note: None,
+            _name: None,
+        }
     }
 }
 
@@ -352,7 +358,9 @@ pub(crate) struct Range {
 }
 
 /// Label values are strings even where YAML would read a number or a truth value.
-pub(crate) fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+pub(crate) fn labels<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
     let raw = BTreeMap::<String, Value>::deserialize(deserializer)?;
     let text = |value: Value| match value {
         Value::String(text) => Ok(text),
@@ -361,7 +369,9 @@ pub(crate) fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTree
         Value::Null => Ok(String::new()),
         other => Err(serde::de::Error::custom(format!("not a label value: {other}"))),
     };
-    raw.into_iter().map(|(key, value)| Ok((key, text(value)?))).collect()
+    raw.into_iter()
+        .map(|(key, value)| Ok((key, text(value)?)))
+        .collect()
 }
 
 /// One entry of a file: a case, or its id (if it has one) and why it is none.
@@ -385,8 +395,14 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Entry>, String> {
         let id = value.get("id").and_then(Value::as_str).map(str::to_owned);
         let id = id.unwrap_or_else(|| format!("case-{}", index + 1));
         match serde_json::from_value::<Case>(value) {
-            Ok(case) => Ok(Case { defaults: file.defaults.clone(), ..case }),
-            Err(error) => Err(Unreadable { id, reason: format!("the case cannot be read: {error}") }),
+            Ok(case) => Ok(Case {
+                defaults: file.defaults.clone(),
+                ..case
+            }),
+            Err(error) => Err(Unreadable {
+                id,
+                reason: format!("the case cannot be read: {error}"),
+            }),
         }
     };
     Ok(file.cases.into_iter().enumerate().map(entry).collect())

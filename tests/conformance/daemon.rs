@@ -48,7 +48,9 @@ impl Daemon {
     /// Everything it needs, but not running.
     pub(crate) fn prepare(lab: &Lab, log: PathBuf, without: bool) -> anyhow::Result<Self> {
         // In the engine's directory, so that it goes with the engine should this process be killed.
-        let directory = tempfile::Builder::new().prefix("case-").tempdir_in(&lab.directory)?;
+        let directory = tempfile::Builder::new()
+            .prefix("case-")
+            .tempdir_in(&lab.directory)?;
         std::fs::create_dir(directory.path().join("policies"))?;
         std::fs::create_dir(directory.path().join("bin"))?;
         if let Some(parent) = log.parent() {
@@ -56,8 +58,15 @@ impl Daemon {
         }
         File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let life = if without { Life::None } else { Life::Stopped };
-        let daemon =
-            Self { directory, docker_socket: lab.socket(), log, process: None, life, nft_broken: false, revision: None };
+        let daemon = Self {
+            directory,
+            docker_socket: lab.socket(),
+            log,
+            process: None,
+            life,
+            nft_broken: false,
+            revision: None,
+        };
         daemon.install_nft()?;
         Ok(daemon)
     }
@@ -78,7 +87,11 @@ impl Daemon {
     fn install_nft(&self) -> anyhow::Result<()> {
         use std::os::unix::fs::PermissionsExt;
         let real = std::env::var_os("PATH")
-            .and_then(|path| std::env::split_paths(&path).map(|entry| entry.join("nft")).find(|nft| nft.exists()))
+            .and_then(|path| {
+                std::env::split_paths(&path)
+                    .map(|entry| entry.join("nft"))
+                    .find(|nft| nft.exists())
+            })
             .unwrap_or_else(|| PathBuf::from("/usr/sbin/nft"));
         let script = format!(
             "#!/bin/sh\nif [ -e '{}' ]; then echo 'Error: made to fail' >&2; exit 1; fi\nexec '{}' \"$@\"\n",
@@ -131,7 +144,10 @@ impl Daemon {
 
     /// Writes a file that no policy may be; the valid ones stay beside it.
     pub(crate) fn write_invalid(&self, kind: &str, text: &str) -> anyhow::Result<()> {
-        let name = format!("invalid-{}.yaml", kind.replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
+        let name = format!(
+            "invalid-{}.yaml",
+            kind.replace(|c: char| !c.is_ascii_alphanumeric(), "-")
+        );
         std::fs::write(self.policies().join(name), text).context("cannot write the invalid policy")
     }
 
@@ -168,7 +184,10 @@ impl Daemon {
             .arg(&self.docker_socket)
             .arg("--control-socket")
             .arg(self.control())
-            .env("PATH", format!("{}:{path}", self.directory.path().join("bin").display()))
+            .env(
+                "PATH",
+                format!("{}:{path}", self.directory.path().join("bin").display()),
+            )
             .stdin(Stdio::null())
             .stdout(log()?)
             .stderr(log()?)
@@ -181,7 +200,11 @@ impl Daemon {
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let pid = self.process.as_ref().and_then(Child::id).context("the controller does not run")?;
+        let pid = self
+            .process
+            .as_ref()
+            .and_then(Child::id)
+            .context("the controller does not run")?;
         kill(Pid::from_raw(pid.try_into()?), signal).context("cannot signal the controller")
     }
 
@@ -196,7 +219,10 @@ impl Daemon {
         self.signal(signal)?;
         let mut process = self.process.take().context("the controller does not run")?;
         self.life = Life::Stopped;
-        if tokio::time::timeout(Duration::from_secs(10), process.wait()).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(10), process.wait())
+            .await
+            .is_err()
+        {
             process.kill().await.ok();
             bail!("the controller does not end within 10 s of {signal}");
         }
@@ -226,9 +252,14 @@ impl Daemon {
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
-        let output = tokio::time::timeout(STATUS_PATIENCE, command).await.context("status does not answer")??;
+        let output = tokio::time::timeout(STATUS_PATIENCE, command)
+            .await
+            .context("status does not answer")??;
         if !output.status.success() {
-            bail!("status failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "status failed: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         serde_json::from_slice(&output.stdout).context("status is no JSON")
     }
@@ -244,7 +275,10 @@ impl Daemon {
         loop {
             if let Some(status) = self.process.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 self.life = Life::Stopped;
-                bail!("the controller ended by itself with {status}: {}", self.last_words());
+                bail!(
+                    "the controller ended by itself with {status}: {}",
+                    self.last_words()
+                );
             }
             match self.status().await {
                 Ok(status) if self.settled(&status) => {
@@ -295,7 +329,10 @@ impl Daemon {
             .await
             .context("cannot run cofferdam down")?;
         if !output.status.success() {
-            bail!("cofferdam down failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "cofferdam down failed: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(())
     }
@@ -308,6 +345,15 @@ impl Daemon {
 }
 
 fn brief(status: &Value) -> String {
-    let part = |pointer: &str| status.pointer(pointer).map_or("-".to_owned(), ToString::to_string);
-    format!("state {}, settled {}, revision {}", part("/state"), part("/settled"), part("/policy/revision"))
+    let part = |pointer: &str| {
+        status
+            .pointer(pointer)
+            .map_or("-".to_owned(), ToString::to_string)
+    };
+    format!(
+        "state {}, settled {}, revision {}",
+        part("/state"),
+        part("/settled"),
+        part("/policy/revision")
+    )
 }

@@ -26,7 +26,15 @@ pub(crate) fn build_probe() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["rustc", "--quiet", "--bin", "cofferdam-probe", "--features", "testkit", "--target-dir"])
+        .args([
+            "rustc",
+            "--quiet",
+            "--bin",
+            "cofferdam-probe",
+            "--features",
+            "testkit",
+            "--target-dir",
+        ])
         .arg(target_directory())
         .args(["--", "-C", "target-feature=+crt-static"])
         .stdout(Stdio::null())
@@ -46,7 +54,11 @@ pub(crate) struct PrivateEngine {
 
 impl PrivateEngine {
     pub(crate) fn up(probe: &Path) -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("cfd-").rand_bytes(6).tempdir()?.keep();
+        let directory = tempfile::Builder::new()
+            .prefix("cfd-")
+            .rand_bytes(6)
+            .tempdir()?
+            .keep();
         // The tool makes it anew, and takes it down itself should this process be killed.
         std::fs::remove_dir(&directory)?;
         let engine = Self { directory };
@@ -57,7 +69,12 @@ impl PrivateEngine {
         Ok(engine)
     }
 
-    fn run(&self, command: &str, arguments: &[&str], environment: Option<(&str, &str)>) -> anyhow::Result<()> {
+    fn run(
+        &self,
+        command: &str,
+        arguments: &[&str],
+        environment: Option<(&str, &str)>,
+    ) -> anyhow::Result<()> {
         let output = Command::new(tool())
             .arg(command)
             .arg(&self.directory)
@@ -71,7 +88,11 @@ impl PrivateEngine {
             .with_context(|| format!("cannot run private-engine {command}"))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            bail!("private-engine {command} ended with {}: {}", output.status, said.trim());
+            bail!(
+                "private-engine {command} ended with {}: {}",
+                output.status,
+                said.trim()
+            );
         }
         Ok(())
     }
@@ -79,7 +100,11 @@ impl PrivateEngine {
     /// A command that runs in the engine's namespaces.
     pub(crate) fn command(&self, program: &Path) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(tool());
-        command.arg("exec").arg(&self.directory).arg(program).env("COFFERDAM_ENGINE_DIR", &self.directory);
+        command
+            .arg("exec")
+            .arg(&self.directory)
+            .arg(program)
+            .env("COFFERDAM_ENGINE_DIR", &self.directory);
         command
     }
 
@@ -116,7 +141,12 @@ impl Lab {
     /// From inside the namespaces.
     pub(crate) async fn enter(directory: PathBuf, probe: PathBuf) -> anyhow::Result<Self> {
         let docker = connect(&directory.join("docker.sock")).await?;
-        let can = |proto: &str| Command::new(&probe).args(["can", proto]).stderr(Stdio::null()).status();
+        let can = |proto: &str| {
+            Command::new(&probe)
+                .args(["can", proto])
+                .stderr(Stdio::null())
+                .status()
+        };
         let sctp = can("sctp").context("cannot run the probe")?.success();
         for (key, value) in [
             ("net/ipv4/ip_forward", "1"),
@@ -126,7 +156,12 @@ impl Lab {
             let path = Path::new("/proc/sys").join(key);
             std::fs::write(&path, value).with_context(|| format!("cannot set {}", path.display()))?;
         }
-        Ok(Self { docker, directory, probe, sctp })
+        Ok(Self {
+            docker,
+            directory,
+            probe,
+            sctp,
+        })
     }
 
     /// Brings dockerd back after a case that left none.
@@ -145,7 +180,10 @@ impl Lab {
     /// Ends dockerd and starts it again in the same namespaces; the engine's init does the starting.
     pub(crate) async fn restart_dockerd(&self) -> anyhow::Result<()> {
         let pid_file = self.directory.join("dockerd.pid");
-        let pid: i32 = std::fs::read_to_string(&pid_file).context("dockerd does not run")?.trim().parse()?;
+        let pid: i32 = std::fs::read_to_string(&pid_file)
+            .context("dockerd does not run")?
+            .trim()
+            .parse()?;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)
             .context("cannot end dockerd")?;
         self.start_dockerd().await
@@ -153,7 +191,9 @@ impl Lab {
 
     async fn start_dockerd(&self) -> anyhow::Result<()> {
         let pid_file = self.directory.join("dockerd.pid");
-        wait_until(Duration::from_secs(40), || !pid_file.exists()).await.context("dockerd does not end")?;
+        wait_until(Duration::from_secs(40), || !pid_file.exists())
+            .await
+            .context("dockerd does not end")?;
         std::fs::write(self.directory.join("control"), "start\n").context("cannot ask for a start")?;
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
@@ -169,7 +209,10 @@ impl Lab {
 async fn connect(socket: &Path) -> anyhow::Result<Docker> {
     let path = socket.to_str().context("the socket's path is not UTF-8")?;
     let docker = Docker::connect_with_unix(path, 120, bollard::API_DEFAULT_VERSION)?;
-    docker.negotiate_version().await.context("cannot speak to the engine")
+    docker
+        .negotiate_version()
+        .await
+        .context("cannot speak to the engine")
 }
 
 pub(crate) async fn wait_until(patience: Duration, mut done: impl FnMut() -> bool) -> anyhow::Result<()> {
@@ -200,7 +243,12 @@ pub(crate) async fn output(program: &str, arguments: &[&str], input: &str) -> an
     let output = child.wait_with_output().await?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{program} {} ended with {}: {}", arguments.join(" "), output.status, said.trim());
+        bail!(
+            "{program} {} ended with {}: {}",
+            arguments.join(" "),
+            output.status,
+            said.trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -46,7 +46,10 @@ async fn listening(mut command: Command) -> anyhow::Result<(Child, i64)> {
         said => {
             let said = said.unwrap_or_default();
             let output = child.wait_with_output().await?;
-            bail!("a listener failed: {said} {}", String::from_utf8_lossy(&output.stderr))
+            bail!(
+                "a listener failed: {said} {}",
+                String::from_utf8_lossy(&output.stderr)
+            )
         }
     }
 }
@@ -64,10 +67,15 @@ impl ExternalHost {
     pub(crate) async fn start(lab: &Lab, external: &External, index: u8) -> anyhow::Result<Self> {
         // With --net alone, unshare becomes the probe: the child's PID is the namespace's.
         let mut command = Command::new("unshare");
-        command.arg("--net").arg(&lab.probe).args(["listen", &listen_argument(&external.listen)?]);
+        command
+            .arg("--net")
+            .arg(&lab.probe)
+            .args(["listen", &listen_argument(&external.listen)?]);
         let (process, pid) = listening(command).await?;
-        let addresses: Vec<IpAddr> =
-            [Some(external.ip), external.ip6.map(IpAddr::V6)].into_iter().flatten().collect();
+        let addresses: Vec<IpAddr> = [Some(external.ip), external.ip6.map(IpAddr::V6)]
+            .into_iter()
+            .flatten()
+            .collect();
         let link = format!("{LINKS}{pid}");
         let (mut outside, mut inside) = (
             format!("link add {link} type veth peer name eth0 netns {pid}\nlink set {link} up\n"),
@@ -79,35 +87,62 @@ impl ExternalHost {
                 IpAddr::V4(_) => ("-4", 32, IpAddr::from(Ipv4Addr::new(192, 0, 2, 100 + index))),
                 IpAddr::V6(_) => {
                     let last = 0x100 + u16::from(index);
-                    ("-6", 128, IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, last)))
+                    (
+                        "-6",
+                        128,
+                        IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, last)),
+                    )
                 }
             };
             let once = if flag == "-6" { " nodad" } else { "" };
-            outside += &format!("addr add {gateway}/{length} dev {link}{once}\nroute replace {address}/{length} dev {link}\n");
-            inside += &format!("addr add {address}/{length} dev eth0{once}\nroute add {gateway}/{length} dev eth0\n");
+            outside += &format!(
+                "addr add {gateway}/{length} dev {link}{once}\nroute replace {address}/{length} dev {link}\n"
+            );
+            inside += &format!(
+                "addr add {address}/{length} dev eth0{once}\nroute add {gateway}/{length} dev eth0\n"
+            );
             inside += &format!("route add default via {gateway} src {address}\n");
             gateways.push(gateway);
         }
         output("ip", &["-batch", "-"], &outside).await?;
-        output("nsenter", &["-t", &pid.to_string(), "-n", "ip", "-batch", "-"], &inside).await?;
-        Ok(Self { _process: process, pid, addresses, gateways, names: external.names.clone() })
+        output(
+            "nsenter",
+            &["-t", &pid.to_string(), "-n", "ip", "-batch", "-"],
+            &inside,
+        )
+        .await?;
+        Ok(Self {
+            _process: process,
+            pid,
+            addresses,
+            gateways,
+            names: external.names.clone(),
+        })
     }
 }
 
 /// Removes the links of external hosts at once; the kernel takes its time after a namespace's last process.
 pub(crate) async fn remove_links() -> anyhow::Result<()> {
     let links = output("ip", &["-o", "link", "show", "type", "veth"], "").await?;
-    let names = links.lines().filter_map(|line| line.split_whitespace().nth(1)).filter_map(|w| w.split('@').next());
+    let names = links
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1))
+        .filter_map(|w| w.split('@').next());
     for name in names.filter(|name| name.starts_with(LINKS)) {
         // It may have gone on its own meanwhile.
-        output("ip", &["link", "delete", name.trim_end_matches(':')], "").await.ok();
+        output("ip", &["link", "delete", name.trim_end_matches(':')], "")
+            .await
+            .ok();
     }
     Ok(())
 }
 
 /// Gives the host an address of its own that is no bridge's; once for an engine.
 pub(crate) async fn give_host_an_address() -> anyhow::Result<()> {
-    if output("ip", &["-o", "link", "show", "cfuplink"], "").await.is_ok() {
+    if output("ip", &["-o", "link", "show", "cfuplink"], "")
+        .await
+        .is_ok()
+    {
         return Ok(());
     }
     let batch = format!(

@@ -124,8 +124,9 @@ impl FromStr for Fact {
             [from, "->", to, service, via] => (from, to, service, Some(*via)),
             _ => return Err(format!("not a fact: {text:?}")),
         };
-        let (transport, port) =
-            service.split_once('/').ok_or_else(|| format!("not <proto>/<port>: {service:?} in {text:?}"))?;
+        let (transport, port) = service
+            .split_once('/')
+            .ok_or_else(|| format!("not <proto>/<port>: {service:?} in {text:?}"))?;
         let transport: Transport = transport.parse()?;
         let number = |what: &str| match what.parse::<u16>() {
             Ok(port) if port > 0 => Ok(port),
@@ -143,6 +144,12 @@ impl FromStr for Fact {
                 None => return Err(format!("unknown {via:?} in {text:?}")),
             },
         };
-        Ok(Self { from: from.parse()?, to: to.parse()?, transport, port, published })
+        Ok(Self {
+            from: from.parse()?,
+            to: to.parse()?,
+            transport,
+            port,
+            published,
+        })
     }
 }

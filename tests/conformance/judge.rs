@@ -18,13 +18,19 @@ impl Stage<'_> {
     /// What must hold before anything else speaks: the first connection is only first once.
     pub(crate) async fn judge_first(&mut self, assertion: &Assertion) -> anyhow::Result<Option<String>> {
         match assertion {
-            Assertion::FirstConnectionSucceeds { flow } => first_connections(&self.world, self.case, flow).await,
+            Assertion::FirstConnectionSucceeds { flow } => {
+                first_connections(&self.world, self.case, flow).await
+            }
             _ => Ok(None),
         }
     }
 
     /// What is wrong, if anything.
-    pub(crate) async fn judge(&mut self, assertion: &Assertion, within: Duration) -> anyhow::Result<Option<String>> {
+    pub(crate) async fn judge(
+        &mut self,
+        assertion: &Assertion,
+        within: Duration,
+    ) -> anyhow::Result<Option<String>> {
         match assertion {
             // They ran beside the step and are asked at its end.
             Assertion::NeverAllowed { .. } | Assertion::NeverInterrupted { .. } => Ok(None),
@@ -35,7 +41,10 @@ impl Stage<'_> {
                         return Ok(Some(format!("connection_alive {id}: {reason}")));
                     }
                     if !held.alive().await? {
-                        return Ok(Some(format!("connection_alive {id}: {} gets no answer", held.flow)));
+                        return Ok(Some(format!(
+                            "connection_alive {id}: {} gets no answer",
+                            held.flow
+                        )));
                     }
                 }
                 Ok(None)
@@ -45,7 +54,9 @@ impl Stage<'_> {
                 for held in self.connections(id)? {
                     if !held.dies_within(within).await? {
                         let (flow, peer) = (&held.flow, held.peer);
-                        return Ok(Some(format!("connection_dead {id}: {flow} to {peer} still gets answers")));
+                        return Ok(Some(format!(
+                            "connection_dead {id}: {flow} to {peer} still gets answers"
+                        )));
                     }
                 }
                 Ok(None)
@@ -61,8 +72,9 @@ impl Stage<'_> {
                 }
                 let status = self.daemon.status().await?;
                 let in_force = status.pointer("/policy/revision").and_then(Value::as_str);
-                Ok((in_force != self.daemon.revision.as_deref())
-                    .then(|| format!("policy_rejected: the revision in force is {in_force:?}; check says {said}")))
+                Ok((in_force != self.daemon.revision.as_deref()).then(|| {
+                    format!("policy_rejected: the revision in force is {in_force:?}; check says {said}")
+                }))
             }
             Assertion::NoStaleAddresses { within_ms } => {
                 let deadline = Instant::now() + within_ms.map_or(within, Duration::from_millis);
@@ -72,7 +84,10 @@ impl Stage<'_> {
                         return Ok(None);
                     }
                     if Instant::now() > deadline {
-                        return Ok(Some(format!("no_stale_addresses: the kernel still holds {}", stale.join(", "))));
+                        return Ok(Some(format!(
+                            "no_stale_addresses: the kernel still holds {}",
+                            stale.join(", ")
+                        )));
                     }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -85,8 +100,10 @@ impl Stage<'_> {
             Assertion::ProgrammingErrorReported {} => {
                 let status = self.daemon.status().await?;
                 let state = status.get("state").and_then(Value::as_str).unwrap_or("-");
-                Ok((state == "enforcing" && status.get("settled") == Some(&Value::Bool(true)))
-                    .then(|| format!("programming_error_reported: status says {status}")))
+                Ok(
+                    (state == "enforcing" && status.get("settled") == Some(&Value::Bool(true)))
+                        .then(|| format!("programming_error_reported: status says {status}")),
+                )
             }
             Assertion::PacketNotDelivered { id } => {
                 let index = match id {
@@ -94,12 +111,16 @@ impl Stage<'_> {
                     Some(_) => self.forged.iter().position(|forged| forged.id == *id),
                 };
                 let index = index.filter(|index| *index < self.forged.len());
-                let forged = self.forged.remove(index.context("packet_not_delivered: no packet was sent")?);
+                let forged = self
+                    .forged
+                    .remove(index.context("packet_not_delivered: no packet was sent")?);
                 let source = forged.source.to_string();
                 for watch in forged.watches {
                     let place = watch.place.clone();
                     if watch.packets().await.iter().any(|(from, _)| *from == source) {
-                        return Ok(Some(format!("packet_not_delivered: {place} got a packet forged as {source}")));
+                        return Ok(Some(format!(
+                            "packet_not_delivered: {place} got a packet forged as {source}"
+                        )));
                     }
                 }
                 Ok(None)
@@ -107,18 +128,25 @@ impl Stage<'_> {
             Assertion::IcmpErrorDelivered { id } => {
                 let wanted = |sent: &crate::perform::SentError| id.as_ref().is_none_or(|id| *id == sent.id);
                 let index = self.errors.iter().position(wanted);
-                let sent = self.errors.remove(index.context("icmp_error_delivered: no error was sent")?);
+                let sent = self
+                    .errors
+                    .remove(index.context("icmp_error_delivered: no error was sent")?);
                 let place = sent.watch.place.clone();
                 let packets = sent.watch.packets().await;
                 // Type 3 or 11, then 8 bytes of ICMP and 20 of the inner IPv4 header before its ports.
                 let ours = |hex: &str| {
-                    (hex.starts_with("03") || hex.starts_with("0b")) && hex.get(56..64) == Some(sent.ports.as_str())
+                    (hex.starts_with("03") || hex.starts_with("0b"))
+                        && hex.get(56..64) == Some(sent.ports.as_str())
                 };
                 Ok((!packets.iter().any(|(_, hex)| ours(hex)))
                     .then(|| format!("icmp_error_delivered: {place} did not get it")))
             }
             Assertion::LatencyP99Ms { metric, max } => self.latency(metric, *max),
-            Assertion::Reported { flow, verdict, fields } => {
+            Assertion::Reported {
+                flow,
+                verdict,
+                fields,
+            } => {
                 bail!("reported {flow} {verdict:?} {fields:?}: the product has no report of flows yet")
             }
             Assertion::NotReported { flow, verdict } => {
@@ -146,14 +174,20 @@ impl Stage<'_> {
     }
 
     fn connections(&mut self, id: &str) -> anyhow::Result<&mut Vec<crate::background::Held>> {
-        self.held.get_mut(id).with_context(|| format!("no connection {id} was opened"))
+        self.held
+            .get_mut(id)
+            .with_context(|| format!("no connection {id} was opened"))
     }
 
     async fn resolves(&self, from: &str, name: &str) -> anyhow::Result<Option<String>> {
         let project = from.split('/').next().unwrap_or_default();
         let service = [format!("{project}/{name}"), format!("-/{name}")];
         let service = service.iter().find(|key| self.world.knows(key));
-        let external = self.world.externals.values().find(|host| host.names.iter().any(|known| known == name));
+        let external = self
+            .world
+            .externals
+            .values()
+            .find(|host| host.names.iter().any(|known| known == name));
         let mut theirs = Vec::new();
         if let Some(key) = service {
             for replica in self.world.running(key).await? {
@@ -163,21 +197,36 @@ impl Stage<'_> {
             theirs.extend(&host.addresses);
         }
         for replica in self.world.running(from).await? {
-            let source = Source { name: replica.name.clone(), pid: Some(replica.pid) };
+            let source = Source {
+                name: replica.name.clone(),
+                pid: Some(replica.pid),
+            };
             let server = nameserver(&source);
             let mut found = Vec::new();
             for family in ["4", "6"] {
                 let mut words = vec!["resolve", name, family];
                 words.extend(server.as_deref());
                 // A name without an address in one family may have one in the other.
-                let addresses = run_probe(&self.world, &source, &words, "").await.unwrap_or_default();
-                found.extend(addresses.lines().filter_map(|line| line.parse::<std::net::IpAddr>().ok()));
+                let addresses = run_probe(&self.world, &source, &words, "")
+                    .await
+                    .unwrap_or_default();
+                found.extend(
+                    addresses
+                        .lines()
+                        .filter_map(|line| line.parse::<std::net::IpAddr>().ok()),
+                );
             }
             if found.is_empty() {
-                return Ok(Some(format!("resolves: {name} does not resolve in {}", replica.name)));
+                return Ok(Some(format!(
+                    "resolves: {name} does not resolve in {}",
+                    replica.name
+                )));
             }
             if !theirs.is_empty() && !found.iter().any(|address| theirs.contains(address)) {
-                let what = format!("{name} resolves to {found:?} in {}, not to {theirs:?}", replica.name);
+                let what = format!(
+                    "{name} resolves to {found:?} in {}, not to {theirs:?}",
+                    replica.name
+                );
                 return Ok(Some(format!("resolves: {what}")));
             }
         }
@@ -196,10 +245,18 @@ impl Stage<'_> {
         for family in ["inet", "bridge"] {
             text += &output("nft", &["-n", "list", "table", family, "cofferdam"], "").await?;
         }
-        let words: std::collections::BTreeSet<&str> =
-            text.split(|c: char| !(c.is_ascii_hexdigit() || c == '.' || c == ':')).collect();
-        let stale = self.world.ever_freed.iter().filter(|address| !present.contains(address));
-        Ok(stale.map(ToString::to_string).filter(|address| words.contains(address.as_str())).collect())
+        let words: std::collections::BTreeSet<&str> = text
+            .split(|c: char| !(c.is_ascii_hexdigit() || c == '.' || c == ':'))
+            .collect();
+        let stale = self
+            .world
+            .ever_freed
+            .iter()
+            .filter(|address| !present.contains(address));
+        Ok(stale
+            .map(ToString::to_string)
+            .filter(|address| words.contains(address.as_str()))
+            .collect())
     }
 
     fn latency(&self, metric: &str, max: f64) -> anyhow::Result<Option<String>> {

@@ -79,12 +79,16 @@ impl Stage<'_> {
                 self.world.disconnect(&attachment.service, &network).await
             }
             Action::KillController(how) => {
-                self.daemon.stop(signal(how.signal.as_deref().unwrap_or("SIGKILL"))?).await
+                self.daemon
+                    .stop(signal(how.signal.as_deref().unwrap_or("SIGKILL"))?)
+                    .await
             }
             Action::StopController(_) => self.daemon.stop(Signal::SIGTERM).await,
             Action::StartController(_) => self.daemon.start(),
             Action::RestartController(how) => {
-                self.daemon.stop(signal(how.signal.as_deref().unwrap_or("SIGTERM"))?).await?;
+                self.daemon
+                    .stop(signal(how.signal.as_deref().unwrap_or("SIGTERM"))?)
+                    .await?;
                 self.daemon.start()
             }
             Action::PauseController(_) => self.daemon.pause(),
@@ -107,7 +111,11 @@ impl Stage<'_> {
                     Some(text) => bail!("flush_ruleset: the runner does not know how to {text:?}"),
                 };
                 output("nft", &["flush", "ruleset"], "").await?;
-                if restart { self.restart_dockerd().await } else { Ok(()) }
+                if restart {
+                    self.restart_dockerd().await
+                } else {
+                    Ok(())
+                }
             }
             Action::DeleteSetElement(element) => self.delete_set_element(element.service.as_deref()).await,
             Action::BreakNft(_) => self.daemon.break_nft(true),
@@ -124,7 +132,10 @@ impl Stage<'_> {
                 self.send_spoofed(spoofed).await
             }
             Action::SendIcmpError(error) => {
-                let (id, kind) = (error.id.clone(), error.kind.as_deref().unwrap_or("fragmentation-needed"));
+                let (id, kind) = (
+                    error.id.clone(),
+                    error.kind.as_deref().unwrap_or("fragmentation-needed"),
+                );
                 self.send_icmp_error(id, error.from.as_deref(), kind).await
             }
             Action::Wait(pause) => {
@@ -160,7 +171,10 @@ impl Stage<'_> {
 
     async fn run_short_lived(&mut self, job: &ShortLived) -> anyhow::Result<()> {
         let (target, port, seconds) = tight_loop(&job.entrypoint)?;
-        let (project, service) = job.service.split_once('/').context("run_short_lived: not project/service")?;
+        let (project, service) = job
+            .service
+            .split_once('/')
+            .context("run_short_lived: not project/service")?;
         let spec: ServiceSpec = serde_json::from_value(serde_json::json!({
             "project": project, "service": service, "labels": job.labels,
         }))?;
@@ -183,9 +197,16 @@ impl Stage<'_> {
         for output in outputs {
             let lines: Vec<String> = output.lines().map(str::to_owned).collect();
             if !lines.iter().any(|line| line.starts_with("tally ")) {
-                bail!("a short-lived container of {} did not report: {output}", job.service);
+                bail!(
+                    "a short-lived container of {} did not report: {output}",
+                    job.service
+                );
             }
-            for watcher in self.never_allowed.iter_mut().filter(|watcher: &&mut NeverAllowed| watcher.is_from(&job.service)) {
+            for watcher in self
+                .never_allowed
+                .iter_mut()
+                .filter(|watcher: &&mut NeverAllowed| watcher.is_from(&job.service))
+            {
                 watcher.hear(&job.service, &lines);
             }
         }
@@ -204,29 +225,51 @@ impl Stage<'_> {
         }
         let listed = output("nft", &["-j", "list", "ruleset"], "").await?;
         let listed: Value = serde_json::from_str(&listed).context("nft lists no JSON")?;
-        let objects = listed.get("nftables").and_then(Value::as_array).cloned().unwrap_or_default();
+        let objects = listed
+            .get("nftables")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         for object in &objects {
             for kind in ["set", "map"] {
                 let Some(set) = object.get(kind) else { continue };
                 if set.get("table").and_then(Value::as_str) != Some("cofferdam") {
                     continue;
                 }
-                let elements = set.get("elem").and_then(Value::as_array).cloned().unwrap_or_default();
-                let ours = |element: &&Value| addresses.iter().any(|ip| element.to_string().contains(&format!("\"{ip}\"")));
-                let Some(element) = elements.iter().find(ours) else { continue };
+                let elements = set
+                    .get("elem")
+                    .and_then(Value::as_array)
+                    .cloned()
+                    .unwrap_or_default();
+                let ours = |element: &&Value| {
+                    addresses
+                        .iter()
+                        .any(|ip| element.to_string().contains(&format!("\"{ip}\"")))
+                };
+                let Some(element) = elements.iter().find(ours) else {
+                    continue;
+                };
                 let command = serde_json::json!({"nftables": [{"delete": {"element": {
                     "family": set.get("family"), "table": "cofferdam", "name": set.get("name"), "elem": [element],
                 }}}]});
-                return output("nft", &["-j", "-f", "-"], &command.to_string()).await.map(drop);
+                return output("nft", &["-j", "-f", "-"], &command.to_string())
+                    .await
+                    .map(drop);
             }
         }
-        bail!("delete_set_element: no set of the product holds an address of {}", service.unwrap_or("a service"))
+        bail!(
+            "delete_set_element: no set of the product holds an address of {}",
+            service.unwrap_or("a service")
+        )
     }
 
     async fn send_spoofed(&mut self, spoofed: &Spoofed) -> anyhow::Result<()> {
         let family = families(self.case)[0];
         let address_of = |replicas: &[crate::world::Running]| {
-            let address = replicas.iter().flat_map(|running| running.addresses()).find(|ip| family.holds(*ip));
+            let address = replicas
+                .iter()
+                .flat_map(|running| running.addresses())
+                .find(|ip| family.holds(*ip));
             address.context("send_spoofed: no address to forge or to send to")
         };
         let pretended = match spoofed.pretend.parse::<std::net::IpAddr>() {
@@ -237,14 +280,28 @@ impl Stage<'_> {
         let targets = self.world.running(&spoofed.to).await?;
         let mut watches = Vec::new();
         for target in &targets {
-            let place = Source { name: target.name.clone(), pid: Some(target.pid) };
+            let place = Source {
+                name: target.name.clone(),
+                pid: Some(target.pid),
+            };
             watches.push(Watch::start(&self.world, &place, spoofed.proto, pretended.is_ipv6()).await?);
         }
         let (proto, count) = (spoofed.proto.to_string(), spoofed.count.to_string());
-        let port = if spoofed.proto == Transport::Icmp { "echo".to_owned() } else { spoofed.port.to_string() };
+        let port = if spoofed.proto == Transport::Icmp {
+            "echo".to_owned()
+        } else {
+            spoofed.port.to_string()
+        };
         for sender in &senders {
-            let place = Source { name: sender.name.clone(), pid: Some(sender.pid) };
-            for target in targets.iter().flat_map(|running| running.addresses()).filter(|ip| family.holds(*ip)) {
+            let place = Source {
+                name: sender.name.clone(),
+                pid: Some(sender.pid),
+            };
+            for target in targets
+                .iter()
+                .flat_map(|running| running.addresses())
+                .filter(|ip| family.holds(*ip))
+            {
                 let (source, target) = (pretended.to_string(), target.to_string());
                 let words = ["spoof", &proto, &source, &target, &port, &count];
                 // A network that the sender is not on and has no route to: as good as not delivered.
@@ -255,7 +312,11 @@ impl Stage<'_> {
                 }
             }
         }
-        self.forged.push(Forged { id: spoofed.id.clone(), source: pretended, watches });
+        self.forged.push(Forged {
+            id: spoofed.id.clone(),
+            source: pretended,
+            watches,
+        });
         Ok(())
     }
 
@@ -269,15 +330,34 @@ impl Stage<'_> {
             (None, other) => bail!("send_icmp_error: {other} is no container"),
         };
         let replicas = self.world.running(&server).await?;
-        let sender = replicas.iter().find(|running| running.addresses().contains(&held.peer.ip()));
-        let sender = sender.or(replicas.first()).with_context(|| format!("{server} has no container"))?;
-        let place = Source { name: sender.name.clone(), pid: Some(sender.pid) };
+        let sender = replicas
+            .iter()
+            .find(|running| running.addresses().contains(&held.peer.ip()));
+        let sender = sender
+            .or(replicas.first())
+            .with_context(|| format!("{server} has no container"))?;
+        let place = Source {
+            name: sender.name.clone(),
+            pid: Some(sender.pid),
+        };
         let watch = Watch::start(&self.world, &held.source, Transport::Icmp, held.peer.is_ipv6()).await?;
-        let own = sender.addresses().into_iter().find(|ip| *ip == held.peer.ip()).unwrap_or(held.peer.ip());
+        let own = sender
+            .addresses()
+            .into_iter()
+            .find(|ip| *ip == held.peer.ip())
+            .unwrap_or(held.peer.ip());
         let (source, client) = (own.to_string(), held.local.ip().to_string());
         let (inner_from, inner_to) = (held.local.to_string(), held.peer.to_string());
         let proto = held.flow.transport.to_string();
-        let words = ["icmp-error", kind, &source, &client, &proto, &inner_from, &inner_to];
+        let words = [
+            "icmp-error",
+            kind,
+            &source,
+            &client,
+            &proto,
+            &inner_from,
+            &inner_to,
+        ];
         run_probe(&self.world, &place, &words, "").await?;
         let ports = format!("{:04x}{:04x}", held.local.port(), held.peer.port());
         self.errors.push(SentError { id, ports, watch });
@@ -291,7 +371,10 @@ impl Stage<'_> {
 }
 
 fn replaced(old: &ServiceSpec, replacement: &Replacement) -> ServiceSpec {
-    let mut spec = ServiceSpec { reuse_address_of: None, ..old.clone() };
+    let mut spec = ServiceSpec {
+        reuse_address_of: None,
+        ..old.clone()
+    };
     if let Some(labels) = &replacement.labels {
         spec.labels = labels.clone();
     }
@@ -302,8 +385,13 @@ fn replaced(old: &ServiceSpec, replacement: &Replacement) -> ServiceSpec {
 }
 
 fn signal(name: &str) -> anyhow::Result<Signal> {
-    let full = if name.starts_with("SIG") { name.to_owned() } else { format!("SIG{name}") };
-    full.parse().map_err(|_| anyhow::anyhow!("unknown signal {name:?}"))
+    let full = if name.starts_with("SIG") {
+        name.to_owned()
+    } else {
+        format!("SIG{name}")
+    };
+    full.parse()
+        .map_err(|_| anyhow::anyhow!("unknown signal {name:?}"))
 }
 
 /// The one program that a short-lived container is told in words:
@@ -315,19 +403,23 @@ pub(crate) fn tight_loop(entrypoint: &str) -> anyhow::Result<(String, u16, f64)>
         bail!("{}", unknown())
     };
     let (service, port) = target.split_once(':').with_context(unknown)?;
-    let seconds = time.trim_end_matches(',').strip_suffix('s').with_context(unknown)?;
-    Ok((service.to_owned(), port.parse().with_context(unknown)?, seconds.parse().with_context(unknown)?))
+    let seconds = time
+        .trim_end_matches(',')
+        .strip_suffix('s')
+        .with_context(unknown)?;
+    Ok((
+        service.to_owned(),
+        port.parse().with_context(unknown)?,
+        seconds.parse().with_context(unknown)?,
+    ))
 }
 
 /// A policy file that must be refused, for each kind of fault.
 fn invalid_text(kind: &str) -> anyhow::Result<&'static str> {
     Ok(match kind.to_lowercase().replace(['-', ' '], "_").as_str() {
-        "syntax" | "yaml_syntax" | "syntax_error" | "malformed" | "malformed_yaml" | "yaml" | "unparseable" => {
-            "cofferdam: 1\nsegment: [broken\n"
-        }
-        "unknown_field" | "unknown_key" | "schema" | "typo" => {
-            "cofferdam: 1\nsegment: broken\nalow: []\n"
-        }
+        "syntax" | "yaml_syntax" | "syntax_error" | "malformed" | "malformed_yaml" | "yaml"
+        | "unparseable" => "cofferdam: 1\nsegment: [broken\n",
+        "unknown_field" | "unknown_key" | "schema" | "typo" => "cofferdam: 1\nsegment: broken\nalow: []\n",
         "unknown_service" | "undefined_service" | "unknown_reference" | "dangling_reference" => {
             "cofferdam: 1\nsegment: broken\nservices: {a: {select: {compose: q/a}}}\nallow: [{from: nobody, to: a, ports: [80]}]\n"
         }

@@ -74,7 +74,10 @@ impl Snapshot {
     }
 
     pub(crate) fn of(&self, key: &str) -> anyhow::Result<&[Running]> {
-        self.replicas.get(key).map(Vec::as_slice).with_context(|| format!("no service {key}"))
+        self.replicas
+            .get(key)
+            .map(Vec::as_slice)
+            .with_context(|| format!("no service {key}"))
     }
 }
 
@@ -82,12 +85,21 @@ impl Snapshot {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Demand {
     /// Every address in `all` answers, and one of `some` if there are any.
-    Allowed { all: BTreeSet<IpAddr>, some: BTreeSet<IpAddr> },
+    Allowed {
+        all: BTreeSet<IpAddr>,
+        some: BTreeSet<IpAddr>,
+    },
     /// None of these answers.
-    Denied { none: BTreeSet<IpAddr> },
+    Denied {
+        none: BTreeSet<IpAddr>,
+    },
     /// A name: of what it resolves to, those that are the destination's all answer, and there is one.
-    NameAllowed { theirs: BTreeSet<IpAddr> },
-    NameDenied { theirs: BTreeSet<IpAddr> },
+    NameAllowed {
+        theirs: BTreeSet<IpAddr>,
+    },
+    NameDenied {
+        theirs: BTreeSet<IpAddr>,
+    },
 }
 
 #[derive(Debug)]
@@ -142,7 +154,10 @@ fn parties<'a>(facts: impl Iterator<Item = &'a Fact>) -> BTreeSet<&'a str> {
         Party::Service(key) => Some(key.as_str()),
         Party::External(_) | Party::Host => None,
     };
-    facts.flat_map(|fact| [service(&fact.from), service(&fact.to)]).flatten().collect()
+    facts
+        .flat_map(|fact| [service(&fact.from), service(&fact.to)])
+        .flatten()
+        .collect()
 }
 
 /// Every source of a flow, with the replica behind it when it is a container.
@@ -152,14 +167,35 @@ pub(crate) fn sources<'a>(
     fact: &Fact,
 ) -> anyhow::Result<Vec<(Source, Option<&'a Running>)>> {
     match &fact.from {
-        Party::Host => Ok(vec![(Source { name: "host".to_owned(), pid: None }, None)]),
+        Party::Host => Ok(vec![(
+            Source {
+                name: "host".to_owned(),
+                pid: None,
+            },
+            None,
+        )]),
         Party::External(name) => {
-            let host = world.externals.get(name).with_context(|| format!("no external {name}"))?;
-            Ok(vec![(Source { name: fact.from.to_string(), pid: Some(host.pid) }, None)])
+            let host = world
+                .externals
+                .get(name)
+                .with_context(|| format!("no external {name}"))?;
+            Ok(vec![(
+                Source {
+                    name: fact.from.to_string(),
+                    pid: Some(host.pid),
+                },
+                None,
+            )])
         }
         Party::Service(key) => {
             let source = |running: &'a Running| {
-                (Source { name: running.name.clone(), pid: Some(running.pid) }, Some(running))
+                (
+                    Source {
+                        name: running.name.clone(),
+                        pid: Some(running.pid),
+                    },
+                    Some(running),
+                )
             };
             Ok(snapshot.of(key)?.iter().map(source).collect())
         }
@@ -169,9 +205,12 @@ pub(crate) fn sources<'a>(
 /// The addresses of the host that a source dials: where its own link ends, or the one that is no bridge's.
 fn host_addresses(world: &World, fact: &Fact) -> anyhow::Result<Vec<IpAddr>> {
     match &fact.from {
-        Party::External(name) => {
-            Ok(world.externals.get(name).with_context(|| format!("no external {name}"))?.gateways.clone())
-        }
+        Party::External(name) => Ok(world
+            .externals
+            .get(name)
+            .with_context(|| format!("no external {name}"))?
+            .gateways
+            .clone()),
         Party::Service(_) | Party::Host => Ok(vec![HOST_V4, HOST_V6]),
     }
 }
@@ -186,20 +225,32 @@ fn plan(
 ) -> anyhow::Result<Vec<Question>> {
     let mut questions = Vec::new();
     for (source, replica) in sources(world, snapshot, fact)? {
-        let mut by_address = |target: String, all: BTreeSet<IpAddr>, some: BTreeSet<IpAddr>, rest: BTreeSet<IpAddr>| {
-            let every: BTreeSet<IpAddr> = all.iter().chain(&some).chain(&rest).copied().collect();
-            let (asked, demand) = match expected {
-                Expected::Allow => (all.union(&some).copied().collect(), Demand::Allowed { all, some }),
-                Expected::Deny => (every.clone(), Demand::Denied { none: every }),
+        let mut by_address =
+            |target: String, all: BTreeSet<IpAddr>, some: BTreeSet<IpAddr>, rest: BTreeSet<IpAddr>| {
+                let every: BTreeSet<IpAddr> = all.iter().chain(&some).chain(&rest).copied().collect();
+                let (asked, demand) = match expected {
+                    Expected::Allow => (all.union(&some).copied().collect(), Demand::Allowed { all, some }),
+                    Expected::Deny => (every.clone(), Demand::Denied { none: every }),
+                };
+                let line = |address: &IpAddr| format!("{} {address} {} 4", fact.transport, port(fact));
+                let lines = BTreeSet::<IpAddr>::iter(&asked).map(line).collect();
+                questions.push(Question {
+                    fact: fact.clone(),
+                    source: source.clone(),
+                    target,
+                    lines,
+                    demand,
+                });
             };
-            let line = |address: &IpAddr| format!("{} {address} {} 4", fact.transport, port(fact));
-            let lines = BTreeSet::<IpAddr>::iter(&asked).map(line).collect();
-            questions.push(Question { fact: fact.clone(), source: source.clone(), target, lines, demand });
-        };
         let own = |addresses: Vec<IpAddr>| -> BTreeSet<IpAddr> {
-            let of_family: BTreeSet<IpAddr> = addresses.iter().copied().filter(|ip| family.holds(*ip)).collect();
+            let of_family: BTreeSet<IpAddr> =
+                addresses.iter().copied().filter(|ip| family.holds(*ip)).collect();
             // An endpoint outside Docker may have one family only: then that one is meant.
-            if of_family.is_empty() { addresses.into_iter().collect() } else { of_family }
+            if of_family.is_empty() {
+                addresses.into_iter().collect()
+            } else {
+                of_family
+            }
         };
         if fact.published.is_some() {
             let dialled = own(host_addresses(world, fact)?);
@@ -208,13 +259,26 @@ fn plan(
         }
         match &fact.to {
             Party::External(name) => {
-                let host = world.externals.get(name).with_context(|| format!("no external {name}"))?;
-                by_address(fact.to.to_string(), own(host.addresses.clone()), BTreeSet::new(), BTreeSet::new());
+                let host = world
+                    .externals
+                    .get(name)
+                    .with_context(|| format!("no external {name}"))?;
+                by_address(
+                    fact.to.to_string(),
+                    own(host.addresses.clone()),
+                    BTreeSet::new(),
+                    BTreeSet::new(),
+                );
             }
             Party::Host => {
                 let gateways = replica.map(gateways).unwrap_or_default();
                 let gateways = gateways.into_iter().filter(|ip| family.holds(*ip)).collect();
-                by_address("host".to_owned(), own(host_addresses(world, fact)?), BTreeSet::new(), gateways);
+                by_address(
+                    "host".to_owned(),
+                    own(host_addresses(world, fact)?),
+                    BTreeSet::new(),
+                    gateways,
+                );
             }
             Party::Service(key) => {
                 let itself = |other: &Running| replica.is_some_and(|replica| replica.name == other.name);
@@ -249,7 +313,11 @@ fn port(fact: &Fact) -> String {
 }
 
 fn gateways(replica: &Running) -> BTreeSet<IpAddr> {
-    replica.networks.values().flat_map(|endpoint| endpoint.gateways.iter().copied()).collect()
+    replica
+        .networks
+        .values()
+        .flat_map(|endpoint| endpoint.gateways.iter().copied())
+        .collect()
 }
 
 /// A destination's addresses: those that must all answer if the flow is allowed, those of which one must, the rest.
@@ -353,9 +421,15 @@ async fn ask(
         let mut next = || words.next().with_context(|| format!("the probe said {line:?}"));
         let (id, address, verdict, reason) = (next()?, next()?, next()?, next()?);
         let index: usize = id.split('.').next().unwrap_or(id).parse()?;
-        let list = answers.get_mut(index).with_context(|| format!("an answer to no question: {line:?}"))?;
+        let list = answers
+            .get_mut(index)
+            .with_context(|| format!("an answer to no question: {line:?}"))?;
         let (verdict, reason) = (verdict.to_owned(), reason.to_owned());
-        list.push(Answer { address: address.parse().ok(), verdict, reason });
+        list.push(Answer {
+            address: address.parse().ok(),
+            verdict,
+            reason,
+        });
     }
     Ok(answers)
 }
@@ -375,7 +449,11 @@ pub(crate) async fn run_probe(
     words: &[&str],
     input: &str,
 ) -> anyhow::Result<String> {
-    let probe = world.lab.probe.to_str().context("the probe's path is not UTF-8")?;
+    let probe = world
+        .lab
+        .probe
+        .to_str()
+        .context("the probe's path is not UTF-8")?;
     let ran = match source.pid {
         None => output(probe, words, input).await,
         Some(pid) => {
@@ -390,13 +468,23 @@ pub(crate) async fn run_probe(
 
 /// What is wrong with the answers to a question; `Err` when they do not answer it.
 fn judge(question: &Question, answers: &[Answer]) -> anyhow::Result<Option<String>> {
-    let Question { fact, source, target, .. } = question;
-    if let Some(broken) = answers.iter().find(|answer| !matches!(answer.verdict.as_str(), "allow" | "deny")) {
-        bail!("{fact}: the probe from {} to {target} could not run: {}", source.name, broken.reason);
+    let Question {
+        fact, source, target, ..
+    } = question;
+    if let Some(broken) = answers
+        .iter()
+        .find(|answer| !matches!(answer.verdict.as_str(), "allow" | "deny"))
+    {
+        bail!(
+            "{fact}: the probe from {} to {target} could not run: {}",
+            source.name,
+            broken.reason
+        );
     }
     let allowed = |address: &IpAddr| -> anyhow::Result<bool> {
         let answer = answers.iter().find(|answer| answer.address == Some(*address));
-        let answer = answer.with_context(|| format!("{fact}: no answer about {address} from {}", source.name))?;
+        let answer =
+            answer.with_context(|| format!("{fact}: no answer about {address} from {}", source.name))?;
         Ok(answer.verdict == "allow")
     };
     let reason_for = |address: &IpAddr| {
@@ -404,7 +492,10 @@ fn judge(question: &Question, answers: &[Answer]) -> anyhow::Result<Option<Strin
         answer.map_or("not tried", |answer| answer.reason.as_str())
     };
     let denied = |place: String, reason: &str| {
-        Some(format!("{fact}: expected allow, but {} to {target}{place} got: {reason}", source.name))
+        Some(format!(
+            "{fact}: expected allow, but {} to {target}{place} got: {reason}",
+            source.name
+        ))
     };
     match &question.demand {
         Demand::Allowed { all, some } => {
@@ -435,12 +526,21 @@ fn judge(question: &Question, answers: &[Answer]) -> anyhow::Result<Option<Strin
             Ok(None)
         }
         Demand::NameAllowed { theirs } => {
-            let [first, ..] = answers else { bail!("{fact}: no answer about {target} from {}", source.name) };
-            let mut found =
-                answers.iter().filter(|answer| answer.address.is_some_and(|ip| theirs.contains(&ip))).peekable();
+            let [first, ..] = answers else {
+                bail!("{fact}: no answer about {target} from {}", source.name)
+            };
+            let mut found = answers
+                .iter()
+                .filter(|answer| answer.address.is_some_and(|ip| theirs.contains(&ip)))
+                .peekable();
             if found.peek().is_none() {
-                let other = first.address.map(|ip| format!("it resolves to {ip}, which is not {}", fact.to));
-                return Ok(denied(String::new(), &other.unwrap_or_else(|| first.reason.clone())));
+                let other = first
+                    .address
+                    .map(|ip| format!("it resolves to {ip}, which is not {}", fact.to));
+                return Ok(denied(
+                    String::new(),
+                    &other.unwrap_or_else(|| first.reason.clone()),
+                ));
             }
             let wrong = found.find(|answer| answer.verdict != "allow");
             Ok(wrong.and_then(|wrong| {
@@ -457,7 +557,10 @@ fn judge(question: &Question, answers: &[Answer]) -> anyhow::Result<Option<Strin
             };
             Ok(answers.iter().find(reached).map(|answer| {
                 let at = answer.address.map(|ip| ip.to_string()).unwrap_or_default();
-                format!("{fact}: expected deny, but {} reached {target} at {at}", source.name)
+                format!(
+                    "{fact}: expected deny, but {} reached {target} at {at}",
+                    source.name
+                )
             }))
         }
     }
@@ -477,22 +580,35 @@ pub(crate) fn targets(
         } else {
             match &fact.to {
                 Party::Service(key) => {
-                    let others = snapshot.of(key)?.iter().filter(|other| replica.is_none_or(|own| own.name != other.name));
+                    let others = snapshot
+                        .of(key)?
+                        .iter()
+                        .filter(|other| replica.is_none_or(|own| own.name != other.name));
                     others.flat_map(Running::addresses).collect()
                 }
-                Party::External(name) => {
-                    world.externals.get(name).with_context(|| format!("no external {name}"))?.addresses.clone()
-                }
+                Party::External(name) => world
+                    .externals
+                    .get(name)
+                    .with_context(|| format!("no external {name}"))?
+                    .addresses
+                    .clone(),
                 Party::Host => Vec::new(),
             }
         };
-        found.push((source, addresses.into_iter().filter(|ip| family.holds(*ip)).collect()));
+        found.push((
+            source,
+            addresses.into_iter().filter(|ip| family.holds(*ip)).collect(),
+        ));
     }
     Ok(found)
 }
 
 /// One attempt without a retry, from every source, at each destination's first address that should work.
-pub(crate) async fn first_connections(world: &World, case: &Case, fact: &Fact) -> anyhow::Result<Option<String>> {
+pub(crate) async fn first_connections(
+    world: &World,
+    case: &Case,
+    fact: &Fact,
+) -> anyhow::Result<Option<String>> {
     let snapshot = Snapshot::take(world, parties(std::iter::once(fact))).await?;
     let mut questions = Vec::new();
     for family in families(case) {

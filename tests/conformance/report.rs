@@ -29,10 +29,21 @@ impl Report {
         std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let path = directory.join("conformance.jsonl");
         let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self { file, passed: 0, failed: 0, skipped: 0 })
+        Ok(Self {
+            file,
+            passed: 0,
+            failed: 0,
+            skipped: 0,
+        })
     }
 
-    pub(crate) fn case(&mut self, id: &str, name: &str, verdict: &Verdict, took: Duration) -> anyhow::Result<()> {
+    pub(crate) fn case(
+        &mut self,
+        id: &str,
+        name: &str,
+        verdict: &Verdict,
+        took: Duration,
+    ) -> anyhow::Result<()> {
         let seconds = took.as_secs_f64();
         let (word, reason) = match verdict {
             Verdict::Passed => {
@@ -50,7 +61,11 @@ impl Report {
         };
         // A reason may quote output of several lines.
         let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-        let shown = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        let shown = if reason.is_empty() {
+            String::new()
+        } else {
+            format!(": {reason}")
+        };
         println!("{id} {word:<7} {seconds:5.1}s  {name}{shown}");
         let line = serde_json::json!({
             "id": id, "verdict": word, "reason": reason, "seconds": (seconds * 10.0).round() / 10.0,
@@ -60,7 +75,10 @@ impl Report {
 
     /// The counts, alone on their line; true when nothing failed.
     pub(crate) fn finish(self) -> bool {
-        println!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped);
+        println!(
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        );
         self.failed == 0
     }
 }

@@ -46,7 +46,13 @@ pub(crate) enum With {
 /// Something done to a case's world once it stands: for the runner's test of itself.
 pub(crate) type Sabotage = fn(&World) -> futures_util::future::BoxFuture<'_, anyhow::Result<()>>;
 
-pub(crate) async fn judge(lab: &Lab, case: &Case, with: With, logs: &Path, sabotage: Option<Sabotage>) -> Verdict {
+pub(crate) async fn judge(
+    lab: &Lab,
+    case: &Case,
+    with: With,
+    logs: &Path,
+    sabotage: Option<Sabotage>,
+) -> Verdict {
     let log = logs.join(format!("{}.log", case.id));
     let outcome = play(lab, case, with, &log, sabotage).await;
     match outcome {
@@ -151,7 +157,8 @@ impl Stage<'_> {
         for assertion in &expect.assertions {
             match assertion {
                 Assertion::NeverInterrupted { flow, .. } => {
-                    self.uninterrupted.extend(Held::open(&self.world, self.case, flow).await?);
+                    self.uninterrupted
+                        .extend(Held::open(&self.world, self.case, flow).await?);
                 }
                 Assertion::NeverAllowed { flow, rate_hz, .. } => {
                     self.never_allowed.push(NeverAllowed::new(flow.clone(), *rate_hz));
@@ -187,10 +194,22 @@ impl Stage<'_> {
             }
         }
         self.follow().await?;
-        self.daemon.converge(within.saturating_sub(begun.elapsed()).max(Duration::from_millis(500))).await?;
+        self.daemon
+            .converge(
+                within
+                    .saturating_sub(begun.elapsed())
+                    .max(Duration::from_millis(500)),
+            )
+            .await?;
         if let Some(changed) = self.changed_policy.take() {
             let took = changed.elapsed().as_secs_f64() * 1000.0;
-            for metric in ["policy_apply", "policy-apply", "set_policy", "convergence", "converge"] {
+            for metric in [
+                "policy_apply",
+                "policy-apply",
+                "set_policy",
+                "convergence",
+                "converge",
+            ] {
                 self.samples.entry(metric.to_owned()).or_default().push(took);
             }
         }
@@ -218,5 +237,10 @@ impl Stage<'_> {
 
 fn facts(expect: &Expect) -> Vec<(Expected, Fact)> {
     let with = |expected| move |fact: &Fact| (expected, fact.clone());
-    expect.allow.iter().map(with(Expected::Allow)).chain(expect.deny.iter().map(with(Expected::Deny))).collect()
+    expect
+        .allow
+        .iter()
+        .map(with(Expected::Allow))
+        .chain(expect.deny.iter().map(with(Expected::Deny)))
+        .collect()
 }

@@ -64,9 +64,16 @@ fn take_links_down(world: &World) -> BoxFuture<'_, anyhow::Result<()>> {
         for replica in world.running("x/a").await? {
             let pid = replica.pid.to_string();
             let links = output("nsenter", &["-t", &pid, "-n", "ip", "-o", "link", "show"], "").await?;
-            let names = links.lines().filter_map(|line| line.split_whitespace().nth(1)?.split('@').next());
+            let names = links
+                .lines()
+                .filter_map(|line| line.split_whitespace().nth(1)?.split('@').next());
             for name in names.filter(|name| name.starts_with("eth")) {
-                output("nsenter", &["-t", &pid, "-n", "ip", "link", "set", name, "down"], "").await?;
+                output(
+                    "nsenter",
+                    &["-t", &pid, "-n", "ip", "link", "set", name, "down"],
+                    "",
+                )
+                .await?;
             }
         }
         Ok(())
@@ -104,7 +111,11 @@ cases:
 pub(crate) async fn run(lab: &Lab, with: With, logs: &Path) -> anyhow::Result<bool> {
     let mut proven = true;
     for (index, test) in TESTS.iter().enumerate() {
-        if test.with == With::Daemon && with == With::NoDaemon && test.reason == "expected allow, but" && test.sabotage.is_none() {
+        if test.with == With::Daemon
+            && with == With::NoDaemon
+            && test.reason == "expected allow, but"
+            && test.sabotage.is_none()
+        {
             println!("self-test {}: not run without the daemon", test.name);
             continue;
         }

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::case::{Direction, Expression, NeutralEdge, NeutralPolicy, NeutralPort, NeutralSelector, Operator};
+use crate::case::{
+    Direction, Expression, NeutralEdge, NeutralPolicy, NeutralPort, NeutralSelector, Operator,
+};
 use crate::case::{PortSpec, Stance};
 use crate::fact::Transport;
 
@@ -48,11 +50,23 @@ const NO_PROJECT: &str = "!com.docker.compose.project";
 
 impl Translator {
     /// The files of the policy directory by name. They are JSON, which is YAML.
-    pub(crate) fn files(&mut self, policy: &NeutralPolicy) -> Result<BTreeMap<String, String>, Untranslatable> {
+    pub(crate) fn files(
+        &mut self,
+        policy: &NeutralPolicy,
+    ) -> Result<BTreeMap<String, String>, Untranslatable> {
         let lacking = [
-            ("default-allow", policy.default == Stance::Allow || !policy.isolate.is_empty()),
-            ("deny-rules", !policy.deny.is_empty() || policy.documents.iter().any(|d| !d.deny.is_empty())),
-            ("default-allow", policy.documents.iter().any(|d| !d.isolate.is_empty())),
+            (
+                "default-allow",
+                policy.default == Stance::Allow || !policy.isolate.is_empty(),
+            ),
+            (
+                "deny-rules",
+                !policy.deny.is_empty() || policy.documents.iter().any(|d| !d.deny.is_empty()),
+            ),
+            (
+                "default-allow",
+                policy.documents.iter().any(|d| !d.isolate.is_empty()),
+            ),
             ("audit", policy.audit.is_some()),
         ];
         if let Some((name, _)) = lacking.into_iter().find(|(_, used)| *used) {
@@ -90,7 +104,10 @@ impl Translator {
             }
             let mut document = head();
             document.insert("allow".to_owned(), Value::Array(edges));
-            let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+            let name: String = name
+                .chars()
+                .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+                .collect();
             files.insert(format!("document-{index}-{name}.yaml"), render(document));
         }
         Ok(files)
@@ -112,12 +129,18 @@ impl Translator {
             if selectors.is_empty() {
                 return Err(Untranslatable::EmptyList(what));
             }
-            selectors.iter().map(|selector| self.end(selector)).collect::<Result<Vec<_>, _>>()
+            selectors
+                .iter()
+                .map(|selector| self.end(selector))
+                .collect::<Result<Vec<_>, _>>()
         };
         let (from, to) = (ends(&edge.from, "from")?, ends(&edge.to, "to")?);
         for source in &from {
             if let Some(target) = to.iter().find(|target| !source.service && !target.service) {
-                return Err(Untranslatable::NoService { from: source.name.clone(), to: target.name.clone() });
+                return Err(Untranslatable::NoService {
+                    from: source.name.clone(),
+                    to: target.name.clone(),
+                });
             }
         }
         let ports = match &edge.ports {
@@ -135,13 +158,22 @@ impl Translator {
             || !selector.labels.is_empty()
             || !selector.expr.is_empty()
             || selector.any_service;
-        let kinds = [containers, selector.cidr.is_some(), selector.fqdn.is_some(), selector.world, selector.host];
+        let kinds = [
+            containers,
+            selector.cidr.is_some(),
+            selector.fqdn.is_some(),
+            selector.world,
+            selector.host,
+        ];
         match kinds.iter().filter(|kind| **kind).count() {
             0 => return Err(Untranslatable::EmptySelector),
             1 => {}
             _ => return Err(Untranslatable::Mixed(format!("{selector:?}"))),
         }
-        let plain = |name: &str| End { name: name.to_owned(), service: false };
+        let plain = |name: &str| End {
+            name: name.to_owned(),
+            service: false,
+        };
         if selector.fqdn.is_some() {
             return Err(Untranslatable::Lacking("fqdn"));
         } else if selector.world {
@@ -159,7 +191,10 @@ impl Translator {
         }
         let select = select(selector);
         if select == json!({"name": "*"}) {
-            return Ok(End { name: EVERYONE.to_owned(), service: true });
+            return Ok(End {
+                name: EVERYONE.to_owned(),
+                service: true,
+            });
         }
         let name = self.name(selector, "sel");
         self.services.insert(name.clone(), json!({"select": select}));
@@ -168,12 +203,18 @@ impl Translator {
 
     fn name(&mut self, selector: &NeutralSelector, prefix: &str) -> String {
         let next = self.names.len() + 1;
-        self.names.entry(selector.clone()).or_insert_with(|| format!("{prefix}-{next}")).clone()
+        self.names
+            .entry(selector.clone())
+            .or_insert_with(|| format!("{prefix}-{next}"))
+            .clone()
     }
 }
 
 fn head() -> Map<String, Value> {
-    Map::from_iter([("cofferdam".to_owned(), json!(1)), ("segment".to_owned(), json!("conformance"))])
+    Map::from_iter([
+        ("cofferdam".to_owned(), json!(1)),
+        ("segment".to_owned(), json!("conformance")),
+    ])
 }
 
 fn render(document: Map<String, Value>) -> String {
@@ -204,7 +245,12 @@ fn select(selector: &NeutralSelector) -> Value {
     if terms.is_empty() && !selector.labels.is_empty() {
         parts.insert("labels".to_owned(), json!(selector.labels));
     } else if !terms.is_empty() {
-        terms.extend(selector.labels.iter().map(|(key, value)| format!("{key}={value}")));
+        terms.extend(
+            selector
+                .labels
+                .iter()
+                .map(|(key, value)| format!("{key}={value}")),
+        );
         parts.insert("labels".to_owned(), json!(terms.join(",")));
     }
     match plain_name {
@@ -238,7 +284,9 @@ fn port(port: &NeutralPort) -> Result<Value, Untranslatable> {
     match (port.proto, &port.port) {
         (None, None) => Ok(json!("any")),
         (Some(transport), None) => Ok(json!(transport.to_string())),
-        (Some(Transport::Icmp), Some(PortSpec::Name(name))) if name == "echo" => Ok(json!("icmp/echo-request")),
+        (Some(Transport::Icmp), Some(PortSpec::Name(name))) if name == "echo" => {
+            Ok(json!("icmp/echo-request"))
+        }
         (Some(Transport::Icmp), Some(other)) => bad(Transport::Icmp, &format!("{other:?}")),
         (_, Some(PortSpec::Name(_))) => Err(Untranslatable::Lacking("named-port")),
         (None | Some(Transport::Tcp), Some(PortSpec::Number(number))) => Ok(json!(number)),

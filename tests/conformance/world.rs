@@ -51,7 +51,10 @@ pub(crate) struct Endpoint {
 
 impl Running {
     pub(crate) fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.networks.values().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect()
+        self.networks
+            .values()
+            .flat_map(|endpoint| endpoint.addresses.iter().copied())
+            .collect()
     }
 }
 
@@ -73,7 +76,10 @@ impl World {
         let topology = &case.topology;
         let dual_stack = topology.ip_family != IpFamily::Ipv4
             || case.requires.iter().any(|name| name == "ipv6")
-            || topology.externals.iter().any(|external| external.ip.is_ipv6() || external.ip6.is_some());
+            || topology
+                .externals
+                .iter()
+                .any(|external| external.ip.is_ipv6() || external.ip6.is_some());
         let mut world = Self {
             lab: lab.clone(),
             services: BTreeMap::new(),
@@ -104,13 +110,17 @@ impl World {
         }
         let (guests, hosts): (Vec<_>, Vec<_>) = specs.iter().partition(|spec| spec.network_mode.is_some());
         for group in [hosts, guests] {
-            let wanted: Vec<(&ServiceSpec, u32)> =
-                group.iter().flat_map(|spec| (1..=spec.replicas).map(move |number| (*spec, number))).collect();
+            let wanted: Vec<(&ServiceSpec, u32)> = group
+                .iter()
+                .flat_map(|spec| (1..=spec.replicas).map(move |number| (*spec, number)))
+                .collect();
             let this = &*self;
             let started: Vec<(String, Container)> = stream::iter(wanted)
                 .map(|(spec, number)| async move {
                     let command = listen_command(spec)?;
-                    let container = this.start_container(spec, number, &command, "unless-stopped").await?;
+                    let container = this
+                        .start_container(spec, number, &command, "unless-stopped")
+                        .await?;
                     Ok::<_, anyhow::Error>((spec.key(), container))
                 })
                 .buffered(AT_ONCE)
@@ -123,7 +133,10 @@ impl World {
                 });
             }
             for (key, container) in started {
-                let service = self.services.get_mut(&key).context("a service without a record")?;
+                let service = self
+                    .services
+                    .get_mut(&key)
+                    .context("a service without a record")?;
                 service.containers.push(container);
             }
         }
@@ -166,7 +179,10 @@ impl World {
         if let Some(project) = spec.project() {
             labels.insert("com.docker.compose.project".to_owned(), project.to_owned());
             labels.insert("com.docker.compose.service".to_owned(), spec.service.clone());
-            labels.insert("com.docker.compose.container-number".to_owned(), number.to_string());
+            labels.insert(
+                "com.docker.compose.container-number".to_owned(),
+                number.to_string(),
+            );
             labels.insert("com.docker.compose.oneoff".to_owned(), "False".to_owned());
         }
         let mut networks = attachments(spec)?;
@@ -184,7 +200,11 @@ impl World {
             if let Some((taken, address)) = &reused
                 && taken == network
             {
-                let key = if address.is_ipv4() { "IPv4Address" } else { "IPv6Address" };
+                let key = if address.is_ipv4() {
+                    "IPv4Address"
+                } else {
+                    "IPv6Address"
+                };
                 endpoint["IPAMConfig"] = json!({ key: address.to_string() });
             }
             endpoint
@@ -208,7 +228,10 @@ impl World {
             body["NetworkingConfig"] = json!({"EndpointsConfig": {&mode: endpoint(&mode)}});
         }
         let docker = &self.lab.docker;
-        let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
+        let options = CreateContainerOptions {
+            name: Some(name.clone()),
+            ..Default::default()
+        };
         let created = docker
             .create_container(Some(options), serde_json::from_value(body)?)
             .await
@@ -228,19 +251,33 @@ impl World {
     }
 
     fn reused_address(&self, spec: &ServiceSpec, number: u32) -> anyhow::Result<Option<(String, IpAddr)>> {
-        let Some(former) = spec.reuse_address_of.as_ref().filter(|_| number == 1) else { return Ok(None) };
-        let freed = self.freed.get(former).with_context(|| format!("{former} left no address behind"))?;
-        let of_the_case = freed.iter().find(|(network, ip)| !network.starts_with(OURS) && ip.is_ipv4());
-        of_the_case.cloned().map(Some).with_context(|| format!("{former} left no address of the case's networks"))
+        let Some(former) = spec.reuse_address_of.as_ref().filter(|_| number == 1) else {
+            return Ok(None);
+        };
+        let freed = self
+            .freed
+            .get(former)
+            .with_context(|| format!("{former} left no address behind"))?;
+        let of_the_case = freed
+            .iter()
+            .find(|(network, ip)| !network.starts_with(OURS) && ip.is_ipv4());
+        of_the_case
+            .cloned()
+            .map(Some)
+            .with_context(|| format!("{former} left no address of the case's networks"))
     }
 
     fn namespace_owner(&self, spec: &ServiceSpec, mode: &str) -> anyhow::Result<&Container> {
-        let name = mode.strip_prefix("service:").with_context(|| format!("unknown network_mode {mode:?}"))?;
+        let name = mode
+            .strip_prefix("service:")
+            .with_context(|| format!("unknown network_mode {mode:?}"))?;
         let key = match name.contains('/') {
             true => name.to_owned(),
             false => format!("{}/{name}", spec.project().unwrap_or("-")),
         };
-        self.containers(&key)?.first().with_context(|| format!("{key} has no container"))
+        self.containers(&key)?
+            .first()
+            .with_context(|| format!("{key} has no container"))
     }
 
     pub(crate) fn knows(&self, key: &str) -> bool {
@@ -252,11 +289,19 @@ impl World {
     }
 
     pub(crate) fn spec(&self, key: &str) -> anyhow::Result<&ServiceSpec> {
-        Ok(&self.services.get(key).with_context(|| format!("no service {key}"))?.spec)
+        Ok(&self
+            .services
+            .get(key)
+            .with_context(|| format!("no service {key}"))?
+            .spec)
     }
 
     pub(crate) fn containers(&self, key: &str) -> anyhow::Result<&[Container]> {
-        Ok(&self.services.get(key).with_context(|| format!("no service {key}"))?.containers)
+        Ok(&self
+            .services
+            .get(key)
+            .with_context(|| format!("no service {key}"))?
+            .containers)
     }
 
     /// All running replicas of a service; fails when one of them does not run.
@@ -271,7 +316,10 @@ impl World {
                 async move {
                     let mut own = inspect(&self.lab, &container).await?;
                     if let Some(id) = owner {
-                        let shared = Container { id, name: container.name.clone() };
+                        let shared = Container {
+                            id,
+                            name: container.name.clone(),
+                        };
                         own.networks = inspect(&self.lab, &shared).await?.networks;
                     }
                     Ok(own)
@@ -282,7 +330,10 @@ impl World {
     }
 
     pub(crate) async fn remove_service(&mut self, key: &str) -> anyhow::Result<()> {
-        let service = self.services.remove(key).with_context(|| format!("no service {key}"))?;
+        let service = self
+            .services
+            .remove(key)
+            .with_context(|| format!("no service {key}"))?;
         for container in &service.containers {
             self.remove_container(key, container).await?;
         }
@@ -308,8 +359,15 @@ impl World {
 
     pub(crate) async fn restart(&mut self, key: &str) -> anyhow::Result<()> {
         for container in self.containers(key)? {
-            let options = RestartContainerOptions { t: Some(2), ..Default::default() };
-            let done = self.lab.docker.restart_container(&container.id, Some(options)).await;
+            let options = RestartContainerOptions {
+                t: Some(2),
+                ..Default::default()
+            };
+            let done = self
+                .lab
+                .docker
+                .restart_container(&container.id, Some(options))
+                .await;
             done.with_context(|| format!("cannot restart {}", container.name))?;
         }
         Ok(())
@@ -319,11 +377,20 @@ impl World {
         let spec = self.spec(key)?.clone();
         let present = self.containers(key)?.len() as u32;
         for number in present + 1..=replicas {
-            let started = self.start_container(&spec, number, &listen_command(&spec)?, "unless-stopped").await?;
-            self.services.get_mut(key).context("no such service")?.containers.push(started);
+            let started = self
+                .start_container(&spec, number, &listen_command(&spec)?, "unless-stopped")
+                .await?;
+            self.services
+                .get_mut(key)
+                .context("no such service")?
+                .containers
+                .push(started);
         }
         while self.containers(key)?.len() as u32 > replicas {
-            let last = self.services.get_mut(key).and_then(|service| service.containers.pop());
+            let last = self
+                .services
+                .get_mut(key)
+                .and_then(|service| service.containers.pop());
             let last = last.context("no container to remove")?;
             self.remove_container(key, &last).await?;
         }
@@ -337,8 +404,9 @@ impl World {
         for index in 0..count {
             let old = self.containers(&key)?[index].clone();
             self.remove_container(&key, &old).await?;
-            let new =
-                self.start_container(&spec, index as u32 + 1, &listen_command(&spec)?, "unless-stopped").await?;
+            let new = self
+                .start_container(&spec, index as u32 + 1, &listen_command(&spec)?, "unless-stopped")
+                .await?;
             self.services.get_mut(&key).context("no such service")?.containers[index] = new;
         }
         if let Some(service) = self.services.get_mut(&key) {
@@ -359,7 +427,11 @@ impl World {
         let docker = &self.lab.docker;
         let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
         loop {
-            let state = docker.inspect_container(&container.id, None).await?.state.unwrap_or_default();
+            let state = docker
+                .inspect_container(&container.id, None)
+                .await?
+                .state
+                .unwrap_or_default();
             if state.running != Some(true) {
                 break;
             }
@@ -368,9 +440,16 @@ impl World {
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
-        let options = LogsOptions { stdout: true, stderr: true, ..Default::default() };
-        let lines: Vec<String> =
-            docker.logs(&container.id, Some(options)).map_ok(|line| line.to_string()).try_collect().await?;
+        let options = LogsOptions {
+            stdout: true,
+            stderr: true,
+            ..Default::default()
+        };
+        let lines: Vec<String> = docker
+            .logs(&container.id, Some(options))
+            .map_ok(|line| line.to_string())
+            .try_collect()
+            .await?;
         remove(&self.lab, &container.id).await?;
         Ok(lines.concat())
     }
@@ -384,14 +463,21 @@ impl World {
 
     /// The first network of the case that a service is on.
     pub(crate) fn first_network(&self, key: &str) -> anyhow::Result<String> {
-        attachments(self.spec(key)?)?.into_iter().next().with_context(|| format!("{key} is on no network"))
+        attachments(self.spec(key)?)?
+            .into_iter()
+            .next()
+            .with_context(|| format!("{key} is on no network"))
     }
 
     pub(crate) async fn connect(&mut self, key: &str, network: &str) -> anyhow::Result<()> {
         self.ensure_network(network).await?;
         for container in self.containers(key)? {
             let request = json!({"Container": container.id});
-            let done = self.lab.docker.connect_network(network, serde_json::from_value(request)?).await;
+            let done = self
+                .lab
+                .docker
+                .connect_network(network, serde_json::from_value(request)?)
+                .await;
             done.with_context(|| format!("cannot connect {} to {network}", container.name))?;
         }
         Ok(())
@@ -400,7 +486,11 @@ impl World {
     pub(crate) async fn disconnect(&mut self, key: &str, network: &str) -> anyhow::Result<()> {
         for container in self.containers(key)? {
             let request = json!({"Container": container.id, "Force": false});
-            let done = self.lab.docker.disconnect_network(network, serde_json::from_value(request)?).await;
+            let done = self
+                .lab
+                .docker
+                .disconnect_network(network, serde_json::from_value(request)?)
+                .await;
             done.with_context(|| format!("cannot disconnect {} from {network}", container.name))?;
         }
         Ok(())
@@ -409,15 +499,29 @@ impl World {
 
 /// Removes every container and every network but Docker's own, whoever made them.
 pub(crate) async fn clear(lab: &Lab) -> anyhow::Result<()> {
-    let options = ListContainersOptions { all: true, ..Default::default() };
-    let containers = lab.docker.list_containers(Some(options)).await.context("cannot list the containers")?;
+    let options = ListContainersOptions {
+        all: true,
+        ..Default::default()
+    };
+    let containers = lab
+        .docker
+        .list_containers(Some(options))
+        .await
+        .context("cannot list the containers")?;
     let ids = containers.into_iter().filter_map(|container| container.id);
-    stream::iter(ids).map(|id| async move { remove(lab, &id).await }).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+    stream::iter(ids)
+        .map(|id| async move { remove(lab, &id).await })
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<()>()
+        .await?;
     crate::external::remove_links().await?;
     for network in lab.docker.list_networks(None::<ListNetworksOptions>).await? {
         let name = network.name.unwrap_or_default();
         if !["bridge", "host", "none"].contains(&name.as_str()) && !name.starts_with(OURS) {
-            lab.docker.remove_network(&name).await.with_context(|| format!("cannot remove the network {name}"))?;
+            lab.docker
+                .remove_network(&name)
+                .await
+                .with_context(|| format!("cannot remove the network {name}"))?;
         }
     }
     Ok(())
@@ -433,7 +537,12 @@ pub(crate) async fn leftovers(lab: &Lab) -> anyhow::Result<Vec<String>> {
         }
     }
     let tables = output("nft", &["list", "tables"], "").await?;
-    found.extend(tables.lines().filter(|line| line.contains("cofferdam")).map(str::to_owned));
+    found.extend(
+        tables
+            .lines()
+            .filter(|line| line.contains("cofferdam"))
+            .map(str::to_owned),
+    );
     Ok(found)
 }
 
@@ -449,8 +558,15 @@ pub(crate) async fn scrub(lab: &Lab) -> anyhow::Result<()> {
 }
 
 async fn remove(lab: &Lab, id: &str) -> anyhow::Result<()> {
-    let options = RemoveContainerOptions { force: true, v: true, ..Default::default() };
-    lab.docker.remove_container(id, Some(options)).await.with_context(|| format!("cannot remove the container {id}"))
+    let options = RemoveContainerOptions {
+        force: true,
+        v: true,
+        ..Default::default()
+    };
+    lab.docker
+        .remove_container(id, Some(options))
+        .await
+        .with_context(|| format!("cannot remove the container {id}"))
 }
 
 async fn inspect(lab: &Lab, container: &Container) -> anyhow::Result<Running> {
@@ -460,16 +576,28 @@ async fn inspect(lab: &Lab, container: &Container) -> anyhow::Result<Running> {
     if state.running != Some(true) {
         bail!("{} does not run", container.name);
     }
-    let networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+    let networks = found
+        .network_settings
+        .and_then(|settings| settings.networks)
+        .unwrap_or_default();
     let parse = |text: Option<String>| text.and_then(|text| text.parse::<IpAddr>().ok());
     let endpoint = |endpoint: bollard::models::EndpointSettings| Endpoint {
-        addresses: [parse(endpoint.ip_address), parse(endpoint.global_ipv6_address)].into_iter().flatten().collect(),
-        gateways: [parse(endpoint.gateway), parse(endpoint.ipv6_gateway)].into_iter().flatten().collect(),
+        addresses: [parse(endpoint.ip_address), parse(endpoint.global_ipv6_address)]
+            .into_iter()
+            .flatten()
+            .collect(),
+        gateways: [parse(endpoint.gateway), parse(endpoint.ipv6_gateway)]
+            .into_iter()
+            .flatten()
+            .collect(),
     };
     Ok(Running {
         name: container.name.clone(),
         pid: state.pid.unwrap_or_default(),
-        networks: networks.into_iter().map(|(name, settings)| (name, endpoint(settings))).collect(),
+        networks: networks
+            .into_iter()
+            .map(|(name, settings)| (name, endpoint(settings)))
+            .collect(),
     })
 }
 
@@ -492,7 +620,11 @@ fn attachments(spec: &ServiceSpec) -> anyhow::Result<Vec<String>> {
 }
 
 fn listen_command(spec: &ServiceSpec) -> anyhow::Result<Vec<String>> {
-    Ok(vec![PROBE_INSIDE.to_owned(), "listen".to_owned(), listen_argument(&spec.listen)?])
+    Ok(vec![
+        PROBE_INSIDE.to_owned(),
+        "listen".to_owned(),
+        listen_argument(&spec.listen)?,
+    ])
 }
 
 pub(crate) fn listen_argument(listen: &[Listen]) -> anyhow::Result<String> {

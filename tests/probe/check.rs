@@ -8,10 +8,10 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::dns;
 use crate::flow::{Outcome, Target, exchange};
 use crate::number;
 use crate::socket::{Family, Proto};
-use crate::dns;
 
 /// Threads at a time; a denied flow costs its whole timeout, and nothing else.
 const AT_ONCE: usize = 256;
@@ -45,8 +45,17 @@ impl std::str::FromStr for Flow {
             Some(name) => Place::Name(name.to_owned(), family.parse()?),
             None => Place::Address(place.parse().map_err(|_| format!("not an address: {place:?}"))?),
         };
-        let port = if *port == "echo" { 0 } else { number("the port", port)? };
-        Ok(Self { id: (*id).to_owned(), proto: proto.parse()?, place, port })
+        let port = if *port == "echo" {
+            0
+        } else {
+            number("the port", port)?
+        };
+        Ok(Self {
+            id: (*id).to_owned(),
+            proto: proto.parse()?,
+            place,
+            port,
+        })
     }
 }
 
@@ -94,7 +103,11 @@ fn one(flow: &Flow, timeout: Duration, retries: u32, nameserver: Option<&str>) {
     std::thread::scope(|scope| {
         for address in addresses {
             scope.spawn(move || {
-                let target = Target { proto: flow.proto, address, port: flow.port };
+                let target = Target {
+                    proto: flow.proto,
+                    address,
+                    port: flow.port,
+                };
                 let mut outcome = exchange(target, timeout);
                 for _ in 0..retries {
                     if matches!(outcome, Outcome::Answered) {
@@ -128,5 +141,9 @@ pub(crate) fn resolve(name: &str, family: &str, nameserver: Option<&str>) -> Res
     for address in &addresses {
         println!("{address}");
     }
-    if addresses.is_empty() { Err(format!("{name} has no address of that family")) } else { Ok(()) }
+    if addresses.is_empty() {
+        Err(format!("{name} has no address of that family"))
+    } else {
+        Ok(())
+    }
 }

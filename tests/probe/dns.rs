@@ -13,10 +13,15 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 pub(crate) fn nameserver(resolv_conf: &str) -> Result<IpAddr, String> {
     let line = |line: &str| {
         let mut words = line.split_whitespace();
-        (words.next() == Some("nameserver")).then(|| words.next().and_then(|w| w.parse().ok())).flatten()
+        (words.next() == Some("nameserver"))
+            .then(|| words.next().and_then(|w| w.parse().ok()))
+            .flatten()
     };
-    let text = std::fs::read_to_string(resolv_conf).map_err(|error| format!("cannot read {resolv_conf}: {error}"))?;
-    text.lines().find_map(line).ok_or_else(|| format!("{resolv_conf} names no server"))
+    let text = std::fs::read_to_string(resolv_conf)
+        .map_err(|error| format!("cannot read {resolv_conf}: {error}"))?;
+    text.lines()
+        .find_map(line)
+        .ok_or_else(|| format!("{resolv_conf} names no server"))
 }
 
 /// The addresses of a name in one family, or why it does not resolve.

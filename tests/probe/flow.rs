@@ -53,7 +53,9 @@ impl From<io::Error> for Outcome {
 pub(crate) fn nonce() -> [u8; 16] {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut bytes = [0; 16];
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let clock = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     let high = clock.as_nanos() as u64 ^ (u64::from(std::process::id()) << 32);
     bytes[..8].copy_from_slice(&high.to_be_bytes());
     bytes[8..].copy_from_slice(&COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes());
@@ -76,7 +78,9 @@ fn stream(target: Target, timeout: Duration) -> Outcome {
         Ok(stream) => stream,
         Err(error) => return error.into(),
     };
-    let rest = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let rest = deadline
+        .saturating_duration_since(Instant::now())
+        .max(Duration::from_millis(1));
     let request = nonce();
     let mut answer = [0; 16];
     let outcome = stream
@@ -162,9 +166,15 @@ fn echo(address: IpAddr, timeout: Duration) -> io::Result<Outcome> {
             }
         }
         let mut buffer = [0; 256];
-        let Ok((length, from)) = recvfrom::<SockaddrStorage>(fd.as_raw_fd(), &mut buffer) else { continue };
+        let Ok((length, from)) = recvfrom::<SockaddrStorage>(fd.as_raw_fd(), &mut buffer) else {
+            continue;
+        };
         // IPv4 raw sockets give the IP header too.
-        let start = if family == Family::V4 { usize::from(buffer[0] & 0x0f) * 4 } else { 0 };
+        let start = if family == Family::V4 {
+            usize::from(buffer[0] & 0x0f) * 4
+        } else {
+            0
+        };
         let message = &buffer[start.min(length)..length];
         let ours = message.len() >= 24 && message[0] == reply_type && message[8..24] == tag;
         if ours && from.as_ref().and_then(ip_of) == Some(address) {

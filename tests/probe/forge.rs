@@ -20,18 +20,37 @@ pub(crate) fn watch(proto: &str, family: &str) -> Result<(), String> {
     loop {
         let (length, from) = recvfrom::<SockaddrStorage>(fd.as_raw_fd(), &mut buffer)
             .map_err(|errno| format!("cannot receive: {errno}"))?;
-        let Some(source) = from.as_ref().and_then(ip_of) else { continue };
-        let start = if family == Family::V4 { usize::from(buffer[0] & 0x0f) * 4 } else { 0 };
-        let hex: String = buffer[start.min(length)..length.min(start + 64)].iter().map(|b| format!("{b:02x}")).collect();
+        let Some(source) = from.as_ref().and_then(ip_of) else {
+            continue;
+        };
+        let start = if family == Family::V4 {
+            usize::from(buffer[0] & 0x0f) * 4
+        } else {
+            0
+        };
+        let hex: String = buffer[start.min(length)..length.min(start + 64)]
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
         println!("packet {source} {hex}");
     }
 }
 
 /// `spoof PROTO SOURCE DESTINATION PORT COUNT`
-pub(crate) fn spoof(proto: &str, source: &str, destination: &str, port: &str, count: &str) -> Result<(), String> {
+pub(crate) fn spoof(
+    proto: &str,
+    source: &str,
+    destination: &str,
+    port: &str,
+    count: &str,
+) -> Result<(), String> {
     let proto: Proto = proto.parse()?;
     let (source, destination) = (address(source)?, address(destination)?);
-    let port = if port == "echo" { 0 } else { number("the port", port)? };
+    let port = if port == "echo" {
+        0
+    } else {
+        number("the port", port)?
+    };
     let body = transport(proto, source, destination, port)?;
     for _ in 0..number::<u32>("the count", count)? {
         send(source, destination, ip_number(proto, source), &body)
@@ -58,7 +77,10 @@ pub(crate) fn icmp_error(
         "time-exceeded" => (11, 0, 0),
         _ => return Err(format!("unknown kind of ICMP error {kind:?}")),
     };
-    let socket = |text: &str| text.parse::<SocketAddr>().map_err(|_| format!("not ADDRESS:PORT: {text:?}"));
+    let socket = |text: &str| {
+        text.parse::<SocketAddr>()
+            .map_err(|_| format!("not ADDRESS:PORT: {text:?}"))
+    };
     let (source, destination) = (address(source)?, address(destination)?);
     let (from, to) = (socket(inner_source)?, socket(inner_destination)?);
     let proto: Proto = proto.parse()?;
@@ -171,7 +193,11 @@ fn send(source: IpAddr, destination: IpAddr, number: u8, body: &[u8]) -> io::Res
             packet.extend(body);
             packet
         }
-        _ => return Err(io::Error::other("source and destination are of different families")),
+        _ => {
+            return Err(io::Error::other(
+                "source and destination are of different families",
+            ));
+        }
     };
     let fd = socket::open(Family::of(destination), SockType::Raw, SockProtocol::Raw)?;
     let to = SockaddrStorage::from(SocketAddr::new(destination, 0));

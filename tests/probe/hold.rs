@@ -44,7 +44,9 @@ fn broken(shared: &Shared, reason: String) {
 /// `hold PROTO ADDRESS PORT INTERVAL_MS`
 pub(crate) fn run(proto: &str, address: &str, port: &str, interval: &str) -> Result<(), String> {
     let proto: Proto = proto.parse()?;
-    let address: IpAddr = address.parse().map_err(|_| format!("not an address: {address:?}"))?;
+    let address: IpAddr = address
+        .parse()
+        .map_err(|_| format!("not an address: {address:?}"))?;
     let to = SocketAddr::new(address, number("the port", port)?);
     let interval = Duration::from_millis(number("the interval", interval)?);
     let shared = Arc::new(Mutex::new(Record {
@@ -73,19 +75,31 @@ pub(crate) fn run(proto: &str, address: &str, port: &str, interval: &str) -> Res
             let since = record.last.elapsed();
             let reason = record.broken.as_deref().unwrap_or("-");
             let longest = record.longest.max(since);
-            println!("report {} {} {} {reason}", record.answers, since.as_millis(), longest.as_millis());
+            println!(
+                "report {} {} {} {reason}",
+                record.answers,
+                since.as_millis(),
+                longest.as_millis()
+            );
         });
     }
     Ok(())
 }
 
-fn hold_stream(proto: Proto, to: SocketAddr, interval: Duration, shared: &Shared) -> Result<SocketAddr, String> {
+fn hold_stream(
+    proto: Proto,
+    to: SocketAddr,
+    interval: Duration,
+    shared: &Shared,
+) -> Result<SocketAddr, String> {
     let connected = socket::connect_stream(proto, to, OPENING);
     let mut stream = connected.map_err(|error| match error {
         ConnectError::Denied(error) | ConnectError::Unable(error) => error.to_string(),
     })?;
     let local = stream.local_addr().map_err(|error| error.to_string())?;
-    stream.set_read_timeout(Some(OPENING)).map_err(|error| error.to_string())?;
+    stream
+        .set_read_timeout(Some(OPENING))
+        .map_err(|error| error.to_string())?;
     request(&mut stream).map_err(|error| format!("connected, then {error}"))?;
     stream.set_read_timeout(None).map_err(|error| error.to_string())?;
     answered(shared);
@@ -108,7 +122,11 @@ fn request(stream: &mut TcpStream) -> io::Result<()> {
     let mut back = [0; 16];
     stream.write_all(&sent)?;
     stream.read_exact(&mut back)?;
-    if back == sent { Ok(()) } else { Err(io::Error::other("another answer than the request's echo")) }
+    if back == sent {
+        Ok(())
+    } else {
+        Err(io::Error::other("another answer than the request's echo"))
+    }
 }
 
 fn hold_datagrams(to: SocketAddr, interval: Duration, shared: &Shared) -> Result<SocketAddr, String> {
@@ -123,7 +141,10 @@ fn hold_datagrams(to: SocketAddr, interval: Duration, shared: &Shared) -> Result
     let turn = move || {
         let begun = Instant::now();
         let mut buffer = [0; 64];
-        let back = socket.send(&nonce()).and_then(|_| socket.recv(&mut buffer)).is_ok();
+        let back = socket
+            .send(&nonce())
+            .and_then(|_| socket.recv(&mut buffer))
+            .is_ok();
         std::thread::sleep(interval.saturating_sub(begun.elapsed()));
         back
     };

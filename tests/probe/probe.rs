@@ -38,8 +38,12 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["listen", ports] => serve::listen(ports),
         ["sleep"] => serve::wait_as_init(),
-        ["check", timeout, retries, nameserver @ ..] => check::run(timeout, retries, nameserver.first().copied()),
-        ["resolve", name, family, nameserver @ ..] => check::resolve(name, family, nameserver.first().copied()),
+        ["check", timeout, retries, nameserver @ ..] => {
+            check::run(timeout, retries, nameserver.first().copied())
+        }
+        ["resolve", name, family, nameserver @ ..] => {
+            check::resolve(name, family, nameserver.first().copied())
+        }
         ["never-allowed", rate] => repeat::never_allowed(rate),
         ["hold", proto, address, port, interval] => hold::run(proto, address, port, interval),
         ["hammer", seconds, targets @ ..] => repeat::hammer(seconds, targets),
@@ -47,9 +51,15 @@ fn main() -> ExitCode {
         ["spoof", proto, source, destination, port, count] => {
             forge::spoof(proto, source, destination, port, count)
         }
-        ["icmp-error", kind, source, destination, proto, inner_source, inner_destination] => {
-            forge::icmp_error(kind, source, destination, proto, inner_source, inner_destination)
-        }
+        [
+            "icmp-error",
+            kind,
+            source,
+            destination,
+            proto,
+            inner_source,
+            inner_destination,
+        ] => forge::icmp_error(kind, source, destination, proto, inner_source, inner_destination),
         ["can", proto] => socket::can_open(proto),
         _ => Err(USAGE.to_owned()),
     };
@@ -64,5 +74,6 @@ fn main() -> ExitCode {
 
 /// A number from the command line, named in the error.
 fn number<T: std::str::FromStr>(what: &str, text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("{what} is not a number: {text:?}"))
+    text.parse()
+        .map_err(|_| format!("{what} is not a number: {text:?}"))
 }

@@ -39,7 +39,12 @@ impl Tally {
 
     fn print(&self) {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        println!("tally {} {} {}", get(&self.attempts), get(&self.successes), get(&self.unable));
+        println!(
+            "tally {} {} {}",
+            get(&self.attempts),
+            get(&self.successes),
+            get(&self.unable)
+        );
     }
 }
 
@@ -111,8 +116,20 @@ pub(crate) fn hammer(seconds: &str, words: &[&str]) -> Result<(), String> {
 }
 
 fn target(words: &[&str]) -> Result<Target, String> {
-    let [proto, address, port] = words else { return Err(format!("not PROTO ADDRESS PORT: {words:?}")) };
-    let address = address.parse().map_err(|_| format!("not an address: {address:?}"))?;
-    let port = if *port == "echo" { 0 } else { number("the port", port)? };
-    Ok(Target { proto: proto.parse()?, address, port })
+    let [proto, address, port] = words else {
+        return Err(format!("not PROTO ADDRESS PORT: {words:?}"));
+    };
+    let address = address
+        .parse()
+        .map_err(|_| format!("not an address: {address:?}"))?;
+    let port = if *port == "echo" {
+        0
+    } else {
+        number("the port", port)?
+    };
+    Ok(Target {
+        proto: proto.parse()?,
+        address,
+        port,
+    })
 }

@@ -7,9 +7,7 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
-};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use crate::number;
@@ -24,7 +22,9 @@ pub(crate) fn listen(ports: &str) -> Result<(), String> {
     // Before the threads, which inherit the mask: only `wait` takes the signals.
     block_signals()?;
     for entry in ports.split(',').filter(|entry| !entry.is_empty()) {
-        let (proto, port) = entry.split_once('/').ok_or_else(|| format!("not PROTO/PORT: {entry:?}"))?;
+        let (proto, port) = entry
+            .split_once('/')
+            .ok_or_else(|| format!("not PROTO/PORT: {entry:?}"))?;
         let (proto, port) = (proto.parse()?, number("the port", port)?);
         for family in [Family::V4, Family::V6] {
             match serve(proto, family, port) {
@@ -48,11 +48,15 @@ fn lacks_family(error: &io::Error) -> bool {
 }
 
 fn signals() -> SigSet {
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD].into_iter().collect()
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]
+        .into_iter()
+        .collect()
 }
 
 fn block_signals() -> Result<(), String> {
-    signals().thread_block().map_err(|errno| format!("cannot block signals: {errno}"))
+    signals()
+        .thread_block()
+        .map_err(|errno| format!("cannot block signals: {errno}"))
 }
 
 /// PID 1 has no default for SIGTERM, and inherits orphans.
@@ -76,11 +80,17 @@ fn serve(proto: Proto, family: Family, port: u16) -> io::Result<()> {
     match proto {
         Proto::Tcp | Proto::Sctp => {
             let listener = listen_stream(proto, family, port)?;
-            Builder::new().stack_size(STACK).spawn(move || accept(&listener)).map(drop)
+            Builder::new()
+                .stack_size(STACK)
+                .spawn(move || accept(&listener))
+                .map(drop)
         }
         Proto::Udp => {
             let socket = listen_datagram(family, port)?;
-            Builder::new().stack_size(STACK).spawn(move || datagrams(&socket, family)).map(drop)
+            Builder::new()
+                .stack_size(STACK)
+                .spawn(move || datagrams(&socket, family))
+                .map(drop)
         }
         // The kernel answers echo requests.
         Proto::Icmp => Ok(()),
@@ -133,13 +143,24 @@ fn one_datagram(socket: &UdpSocket, family: Family) -> nix::Result<()> {
     };
     let (length, from, asked) = {
         let mut parts = [IoSliceMut::new(&mut buffer)];
-        let message =
-            recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty())?;
+        let message = recvmsg::<SockaddrStorage>(
+            socket.as_raw_fd(),
+            &mut parts,
+            Some(&mut space),
+            MsgFlags::empty(),
+        )?;
         (message.bytes, message.address, message.cmsgs()?.next())
     };
     let parts = [IoSlice::new(&buffer[..length])];
     let send = |control: &[ControlMessage<'_>]| {
-        sendmsg(socket.as_raw_fd(), &parts, control, MsgFlags::empty(), from.as_ref()).map(drop)
+        sendmsg(
+            socket.as_raw_fd(),
+            &parts,
+            control,
+            MsgFlags::empty(),
+            from.as_ref(),
+        )
+        .map(drop)
     };
     match asked {
         Some(ControlMessageOwned::Ipv4PacketInfo(mut info)) => {

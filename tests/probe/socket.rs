@@ -71,7 +71,11 @@ impl std::str::FromStr for Family {
 }
 
 /// A connected byte stream; a std type for SCTP too, whose one-to-one sockets read and write alike.
-pub(crate) fn connect_stream(proto: Proto, to: SocketAddr, timeout: Duration) -> Result<TcpStream, ConnectError> {
+pub(crate) fn connect_stream(
+    proto: Proto,
+    to: SocketAddr,
+    timeout: Duration,
+) -> Result<TcpStream, ConnectError> {
     let kind = match proto {
         Proto::Sctp => SockProtocol::Sctp,
         Proto::Tcp | Proto::Udp | Proto::Icmp => SockProtocol::Tcp,
@@ -117,11 +121,19 @@ impl ConnectError {
 }
 
 pub(crate) fn open(family: Family, kind: SockType, proto: SockProtocol) -> io::Result<OwnedFd> {
-    Ok(socket::socket(family.address_family(), kind, SockFlag::SOCK_CLOEXEC, proto)?)
+    Ok(socket::socket(
+        family.address_family(),
+        kind,
+        SockFlag::SOCK_CLOEXEC,
+        proto,
+    )?)
 }
 
 pub(crate) fn set_timeouts(fd: &OwnedFd, timeout: Duration) -> io::Result<()> {
-    let value = TimeVal::new(timeout.as_secs().try_into().unwrap_or(i64::MAX), timeout.subsec_micros().into());
+    let value = TimeVal::new(
+        timeout.as_secs().try_into().unwrap_or(i64::MAX),
+        timeout.subsec_micros().into(),
+    );
     setsockopt(fd, sockopt::ReceiveTimeout, &value)?;
     setsockopt(fd, sockopt::SendTimeout, &value)?;
     Ok(())
@@ -129,7 +141,11 @@ pub(crate) fn set_timeouts(fd: &OwnedFd, timeout: Duration) -> io::Result<()> {
 
 /// A listening stream socket on one family's wildcard.
 pub(crate) fn listen_stream(proto: Proto, family: Family, port: u16) -> io::Result<std::net::TcpListener> {
-    let kind = if proto == Proto::Sctp { SockProtocol::Sctp } else { SockProtocol::Tcp };
+    let kind = if proto == Proto::Sctp {
+        SockProtocol::Sctp
+    } else {
+        SockProtocol::Tcp
+    };
     let fd = open(family, SockType::Stream, kind)?;
     bind_wildcard(&fd, family, port)?;
     socket::listen(&fd, Backlog::new(1024)?)?;
@@ -152,7 +168,10 @@ fn bind_wildcard(fd: &OwnedFd, family: Family, port: u16) -> io::Result<()> {
     if family == Family::V6 {
         setsockopt(fd, sockopt::Ipv6V6Only, &true)?;
     }
-    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(family.wildcard(), port)))?;
+    socket::bind(
+        fd.as_raw_fd(),
+        &SockaddrStorage::from(SocketAddr::new(family.wildcard(), port)),
+    )?;
     Ok(())
 }
 

@@ -1,0 +1,29 @@
+//! `cofferdam run`: the daemon.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use tracing_subscriber::EnvFilter;
+
+use super::{SettingsArgs, block_on};
+use crate::daemon::{self, Refusal};
+
+pub(super) fn run(args: SettingsArgs) -> Result<ExitCode, Refusal> {
+    start_log();
+    let settings = args.load()?;
+    block_on(daemon::run::run(settings))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// For people on a terminal, JSON otherwise; `RUST_LOG` chooses the level.
+pub(super) fn start_log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        log.compact().init()
+    } else {
+        log.json().flatten_event(true).init()
+    }
+}

@@ -1,0 +1,249 @@
+//! One reconcile without a daemon, and the removal of every trace.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tracing::{info, warn};
+
+use super::executor::{Kernel, network_step};
+use super::lock::Lock;
+use super::{Refusal, run, source};
+use crate::docker::Engine;
+use crate::inventory::{Inventory, NetworkKind};
+use crate::kernel::links::NetfilterCalls;
+use crate::kernel::{bridge_netfilter, privilege};
+use crate::model::Rights;
+use crate::plan::networks::NetworkStep;
+use crate::plan::{Plan, Planner};
+use crate::settings::Settings;
+
+/// A network that is made must be listed before containers can be attached to it, and attached ones before they are bound:
+/// a reconcile takes a few rounds, and one that does not end is an error.
+const ROUNDS: usize = 20;
+
+/// What a reconcile did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Applied {
+    pub revision: String,
+    pub engine_calls: usize,
+    pub flows_ended: usize,
+    /// Engine calls that failed, with the reason.
+    pub failed: Vec<String>,
+}
+
+/// Brings the host to what the policy says, once.
+///
+/// # Errors
+/// A [`Refusal`]; an invalid policy changes nothing.
+pub async fn apply(settings: &Settings) -> Result<Applied, Refusal> {
+    privilege::require_net_admin()?;
+    let _lock = Lock::take()?;
+    let invalid = || Refusal::Policy {
+        path: settings.policies.clone(),
+    };
+    let sources =
+        source::read(&[&settings.policies]).map_err(|error| Refusal::system("read the policy", error))?;
+    let loaded = sources.load().map_err(|_| invalid())?;
+    bridge_netfilter::ensure().await?;
+    let mut kernel = Kernel::open()?;
+    let engine = Engine::connect(&settings.docker_socket).await?;
+    let rights = Rights {
+        policy: loaded.policy,
+        unmanaged: settings.unmanaged,
+    };
+    let mut planner = Planner::new(settings.options, settings.pools.clone(), rights);
+    let mut applied = Applied {
+        revision: loaded.revision.to_string(),
+        ..Applied::default()
+    };
+    for _ in 0..ROUNDS {
+        observe(&engine, &kernel, &mut planner).await?;
+        let plan = planner.plan();
+        if let Some(source) = plan.exhausted {
+            return Err(Refusal::Pool { source });
+        }
+        if plan.is_empty() {
+            return Ok(applied);
+        }
+        let outcome = kernel.carry_out(&plan, &mut planner).await;
+        applied.flows_ended += outcome
+            .map_err(|error| Refusal::system("change the kernel's rules", error))?
+            .flows_ended;
+        if !engine_calls(&engine, &plan, &mut applied).await {
+            return Ok(applied);
+        }
+    }
+    Err(Refusal::system(
+        "come to an end",
+        format!("there was still something to do after {ROUNDS} rounds"),
+    ))
+}
+
+async fn observe(engine: &Engine, kernel: &Kernel, planner: &mut Planner) -> Result<(), Refusal> {
+    planner.reset(engine.list().await?);
+    run::observe_links(kernel.links(), planner)
+        .await
+        .map_err(|error| Refusal::system("list the host's links", error))
+}
+
+/// Makes the plan's engine calls, one after the other. Returns whether there is any use in another round.
+async fn engine_calls(engine: &Engine, plan: &Plan, applied: &mut Applied) -> bool {
+    let mut failed = Vec::new();
+    for step in &plan.networks {
+        match network_step(engine, step).await {
+            Ok(_) => applied.engine_calls += 1,
+            Err(error) => failed.push(error.to_string()),
+        }
+    }
+    // What failed once fails again, until something else has changed.
+    let hopeless = !failed.is_empty() && failed.len() == plan.networks.len();
+    if hopeless {
+        applied.failed = failed;
+    }
+    !hopeless
+}
+
+/// What `down` would remove, and what becomes reachable by it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Traces {
+    /// Our networks, with the containers on each.
+    pub networks: BTreeMap<String, BTreeSet<String>>,
+    /// Networks that are not ours, with the containers that will reach each other freely there.
+    pub opened: BTreeMap<String, BTreeSet<String>>,
+    pub tables: bool,
+}
+
+/// Removal in two steps: see what there is, then remove it.
+#[derive(Debug)]
+pub struct Removal {
+    inventory: Inventory,
+    engine: Option<Engine>,
+    kernel: Kernel,
+    _lock: Lock,
+}
+
+impl Removal {
+    /// Looks at what there is. Without an engine only the rules can be removed.
+    ///
+    /// # Errors
+    /// A [`Refusal`], among others when a daemon is running.
+    pub async fn prepare(settings: &Settings) -> Result<Self, Refusal> {
+        privilege::require_net_admin()?;
+        let lock = Lock::take()?;
+        let kernel = Kernel::open()?;
+        let mut inventory = Inventory::default();
+        let engine = match Engine::connect(&settings.docker_socket).await {
+            Ok(engine) => {
+                inventory.reset(engine.list().await?);
+                Some(engine)
+            }
+            Err(error) => {
+                warn!(%error, "without the engine only the rules are removed, not the networks");
+                None
+            }
+        };
+        Ok(Self {
+            inventory,
+            engine,
+            kernel,
+            _lock: lock,
+        })
+    }
+
+    /// What would be removed.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn traces(&mut self) -> Result<Traces, Refusal> {
+        let tables = self
+            .kernel
+            .has_tables()
+            .map_err(|error| Refusal::system("read the kernel's rules", error))?;
+        let mut traces = Traces {
+            tables,
+            ..Traces::default()
+        };
+        for network in self.inventory.networks().values() {
+            let on_it = |it: &&crate::inventory::Container| it.endpoints.contains_key(&network.id);
+            let containers: BTreeSet<String> = self
+                .inventory
+                .containers()
+                .values()
+                .filter(on_it)
+                .map(|it| it.name.clone())
+                .collect();
+            if network.is_ours() {
+                traces.networks.insert(network.name.clone(), containers);
+            } else if tables && containers.len() > 1 && matches!(network.kind, NetworkKind::Bridge(_)) {
+                traces.opened.insert(network.name.clone(), containers);
+            }
+        }
+        Ok(traces)
+    }
+
+    /// Removes everything; goes on after a failure and returns what could not be removed.
+    pub async fn remove(self) -> Vec<String> {
+        let mut failed = Vec::new();
+        // The rules last: until the networks are gone, they hold.
+        if let Some(engine) = &self.engine {
+            for network in self
+                .inventory
+                .networks()
+                .values()
+                .filter(|network| network.is_ours())
+            {
+                let members = self
+                    .inventory
+                    .containers()
+                    .values()
+                    .filter(|it| it.endpoints.contains_key(&network.id));
+                let detach = members.map(|it| NetworkStep::Detach {
+                    network: network.id.clone(),
+                    container: it.id.clone(),
+                });
+                let remove = NetworkStep::Remove {
+                    network: network.id.clone(),
+                    name: network.name.clone(),
+                };
+                for step in detach.chain([remove]) {
+                    if let Err(error) = network_step(engine, &step).await {
+                        failed.push(error.to_string());
+                    }
+                }
+                info!(network = network.name, "network removed");
+            }
+            self.restore_bridges(&mut failed).await;
+        }
+        if let Err(error) = self.kernel.remove_tables().await {
+            failed.push(error.to_string());
+        }
+        failed
+    }
+
+    /// Takes the bridges that are not ours out of br_netfilter again; the host-wide switch, if the engine turned it on,
+    /// goes on calling it.
+    async fn restore_bridges(&self, failed: &mut Vec<String>) {
+        let snapshot = match self.kernel.links().list().await {
+            Ok(snapshot) => snapshot,
+            Err(error) => return failed.push(error.to_string()),
+        };
+        for network in self
+            .inventory
+            .networks()
+            .values()
+            .filter(|network| !network.is_ours())
+        {
+            let NetworkKind::Bridge(name) = &network.kind else {
+                continue;
+            };
+            for bridge in snapshot.bridges.iter().filter(|bridge| bridge.name == *name) {
+                let off = NetfilterCalls {
+                    ipv4: false,
+                    ipv6: false,
+                };
+                if let Err(error) = self.kernel.links().set_netfilter_calls(bridge.index, off).await {
+                    failed.push(error.to_string());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Reasons not to start, or not to go on: one sentence that says what to do, and an exit code for each.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::docker::EngineError;
+use crate::kernel::{bridge_netfilter, nft, privilege};
+use crate::plan::networks::PoolExhausted;
+use crate::settings::SettingsError;
+
+/// Why Cofferdam does not run. Whatever stands in the kernel is left as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Privilege(#[from] privilege::PrivilegeError),
+    #[error(transparent)]
+    Nft(#[from] nft::NftError),
+    #[error(transparent)]
+    BridgeNetfilter(#[from] bridge_netfilter::BridgeNetfilterError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(
+        "another Cofferdam is running (it holds {}): stop it first, for example with `systemctl stop cofferdam`",
+        path.display()
+    )]
+    AlreadyRunning { path: PathBuf },
+    #[error(
+        "{source}: choose another pool with --ipv4-pool or --ipv6-pool, or remove the route or network that takes it"
+    )]
+    Pool { source: PoolExhausted },
+    #[error("the policy is not valid, nothing was changed: `cofferdam check {}` says why", path.display())]
+    Policy { path: PathBuf },
+    #[error("cannot {what}")]
+    System {
+        what: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl Refusal {
+    /// Something of the system failed.
+    pub fn system(
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::System {
+            what: what.into(),
+            source: source.into(),
+        }
+    }
+
+    /// The kernel refused a socket or a subscription.
+    pub fn kernel(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::system("talk to the kernel", source)
+    }
+
+    /// The process's exit code. 1 is for policies with faults, 2 for usage.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Policy { .. } => 1,
+            Self::Settings(_) => 10,
+            Self::Privilege(_) => 11,
+            Self::Engine(EngineError::TooOld { .. }) => 13,
+            Self::Engine(_) => 12,
+            Self::Nft(_) => 14,
+            Self::BridgeNetfilter(_) => 15,
+            Self::Pool { .. } => 16,
+            Self::AlreadyRunning { .. } => 17,
+            Self::System { .. } => 18,
+        })
+    }
+}

@@ -1,0 +1,679 @@
+//! The loop of `cofferdam run`: something is seen, the planner is told, its plan is carried out, the status is published.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{debug, error, info, warn};
+
+use super::control;
+use super::executor::{Kernel, NetworkOutcome, network_step};
+use super::lock::Lock;
+use super::reader::{Object, Reader, Reading};
+use super::source::{self, SourceError};
+use super::status::{Passes, PolicyStatus, Refused, State, Status};
+use super::{Refusal, reload};
+use crate::docker::{Engine, EngineError, EngineEvent, NetworkError, subscribe};
+use crate::inventory::{Endpoint, Lifecycle};
+use crate::kernel::generation::{GenerationEvent, GenerationWatch};
+use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
+use crate::kernel::{bridge_netfilter, privilege};
+use crate::model::Rights;
+use crate::plan::networks::{NetworkStep, PoolExhausted, Subject};
+use crate::plan::{KernelStep, Plan, Planner};
+use crate::policy::Loaded;
+use crate::settings::Settings;
+
+/// Everything is listed again after this long, whatever the events said.
+const RESYNC: Duration = Duration::from_secs(60);
+/// Link events that may wait; beyond them everything is listed again.
+const LINK_EVENTS: usize = 4096;
+/// The first pause after a failure; it doubles up to the last.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// Why a pass runs, for the log: the first cause that came since the last pass.
+type Cause = &'static str;
+
+/// Runs until SIGTERM or SIGINT. The rules stay when it ends.
+///
+/// # Errors
+/// A [`Refusal`] to start.
+pub async fn run(settings: Settings) -> Result<(), Refusal> {
+    let (mut daemon, mut inputs) = Daemon::start(settings).await?;
+    daemon.pass("start").await;
+    loop {
+        let cause = tokio::select! {
+            biased;
+            _ = inputs.terminate.recv() => break,
+            _ = inputs.interrupt.recv() => break,
+            Some(event) = inputs.links.recv() => daemon.link_event(event).await,
+            Some(reading) = inputs.readings.recv() => daemon.reading(reading),
+            Some(event) = inputs.engine.recv() => daemon.engine_event(event),
+            Some(done) = inputs.steps.recv() => daemon.step_done(done),
+            Some(subject) = inputs.retries.recv() => daemon.retry(&subject),
+            Some(event) = inputs.generations.recv() => daemon.generation(&event),
+            Some(()) = inputs.policy.recv() => daemon.reload("policy changed").await,
+            _ = inputs.hangup.recv() => daemon.reload("SIGHUP").await,
+            _ = inputs.tick.tick() => daemon.resync("slow timer").await,
+        };
+        // Whatever else is waiting belongs to the same pass; a listing, an attachment or a start makes many events.
+        let cause = cause.or(daemon.drain(&mut inputs).await);
+        if let Some(cause) = cause {
+            daemon.pass(cause).await;
+        }
+    }
+    info!("stopped: the rules stay; `cofferdam down` removes them");
+    Ok(())
+}
+
+/// Everything that the loop waits for.
+struct Inputs {
+    links: mpsc::Receiver<LinkEvent>,
+    engine: mpsc::Receiver<EngineEvent>,
+    readings: mpsc::UnboundedReceiver<Reading>,
+    steps: mpsc::UnboundedReceiver<StepDone>,
+    retries: mpsc::UnboundedReceiver<Retry>,
+    generations: mpsc::Receiver<GenerationEvent>,
+    policy: mpsc::Receiver<()>,
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    tick: tokio::time::Interval,
+}
+
+/// An engine call that is over.
+struct StepDone {
+    step: NetworkStep,
+    result: Result<NetworkOutcome, NetworkError>,
+}
+
+/// What is tried again after a pause.
+enum Retry {
+    Kernel,
+    Step(NetworkStep),
+}
+
+struct Daemon {
+    settings: Settings,
+    planner: Planner,
+    kernel: Kernel,
+    reader: Reader,
+    /// Events that came while everything was being listed: they are newer than the listing.
+    held_back: Vec<EngineEvent>,
+    /// Whether the engine was listed at least once: before that, rules of an earlier run are left alone.
+    listed: bool,
+    exhausted: Option<PoolExhausted>,
+    kernel_failures: u32,
+    /// Engine calls that fail: how often in a row, and why.
+    step_failures: BTreeMap<Subject, (u32, String)>,
+    /// Whether the engine could not be reached since the start.
+    engine_missing: bool,
+    passes: Passes,
+    policy: PolicyStatus,
+    status: watch::Sender<Arc<Status>>,
+    steps: mpsc::UnboundedSender<StepDone>,
+    retries: mpsc::UnboundedSender<Retry>,
+    _lock: Lock,
+}
+
+impl Daemon {
+    async fn start(settings: Settings) -> Result<(Self, Inputs), Refusal> {
+        privilege::require_net_admin()?;
+        let lock = Lock::take()?;
+        bridge_netfilter::ensure().await?;
+        let kernel = Kernel::open()?;
+        // One that cannot be reached is waited for, in the loop.
+        if let Err(error @ EngineError::TooOld { .. }) = Engine::connect(&settings.docker_socket).await {
+            return Err(error.into());
+        }
+        // Subscriptions first, listings after them: nothing falls between.
+        let (links_sender, links) = mpsc::channel(LINK_EVENTS);
+        let link_watch = LinkWatch::open().map_err(Refusal::kernel)?;
+        tokio::spawn(log_end("the link watch", async move {
+            link_watch.run(links_sender).await
+        }));
+        let (generations_sender, generations) = mpsc::channel(LINK_EVENTS);
+        let generation_watch = GenerationWatch::open().map_err(Refusal::kernel)?;
+        tokio::spawn(log_end("the nftables watch", async move {
+            generation_watch.run(generations_sender).await
+        }));
+
+        let (status, status_receiver) = watch::channel(Arc::new(Status::starting()));
+        let socket = control::listen(&settings.control_socket).map_err(|error| {
+            Refusal::system(
+                format!("open the control socket {}", settings.control_socket.display()),
+                error,
+            )
+        })?;
+        tokio::spawn(control::serve(socket, status_receiver));
+
+        let (reader, readings) = Reader::new();
+        let (steps_sender, steps) = mpsc::unbounded_channel();
+        let (retries_sender, retries) = mpsc::unbounded_channel();
+        let listen = |kind| signal(kind).map_err(|error| Refusal::system("listen to signals", error));
+        let mut tick = interval(RESYNC);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.reset();
+        let inputs = Inputs {
+            links,
+            engine: subscribe(settings.docker_socket.clone()),
+            readings,
+            steps,
+            retries,
+            generations,
+            policy: reload::watch(&settings.policies),
+            hangup: listen(SignalKind::hangup())?,
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            tick,
+        };
+        let rights = Rights {
+            unmanaged: settings.unmanaged,
+            ..Rights::default()
+        };
+        let mut daemon = Self {
+            planner: Planner::new(settings.options, settings.pools.clone(), rights),
+            settings,
+            kernel,
+            reader,
+            held_back: Vec::new(),
+            listed: false,
+            exhausted: None,
+            kernel_failures: 0,
+            step_failures: BTreeMap::new(),
+            engine_missing: false,
+            passes: Passes::default(),
+            policy: PolicyStatus::default(),
+            status,
+            steps: steps_sender,
+            retries: retries_sender,
+            _lock: lock,
+        };
+        daemon.reload("start").await;
+        daemon.list_links().await;
+        Ok((daemon, inputs))
+    }
+
+    /// Takes what waits in any channel without waiting for more.
+    async fn drain(&mut self, inputs: &mut Inputs) -> Option<Cause> {
+        let mut first = None;
+        loop {
+            let cause = if let Ok(event) = inputs.links.try_recv() {
+                self.link_event(event).await
+            } else if let Ok(reading) = inputs.readings.try_recv() {
+                self.reading(reading)
+            } else if let Ok(event) = inputs.engine.try_recv() {
+                self.engine_event(event)
+            } else if let Ok(done) = inputs.steps.try_recv() {
+                self.step_done(done)
+            } else {
+                return first;
+            };
+            first = first.or(cause);
+        }
+    }
+
+    /// Reads the policy directory. An invalid policy is refused as a whole: the last good one stays in force.
+    async fn reload(&mut self, cause: Cause) -> Option<Cause> {
+        let directory = self.settings.policies.clone();
+        let loaded = match tokio::task::spawn_blocking(move || load(&directory)).await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                error!(%error, "the policy could not be read");
+                return None;
+            }
+        };
+        self.policy.directory = self.settings.policies.display().to_string();
+        match loaded {
+            Ok(loaded) => {
+                let revision = loaded.revision.to_string();
+                self.policy.refused = None;
+                if self.policy.revision.as_ref() == Some(&revision) {
+                    // The same again, perhaps after a faulty one: the status changes.
+                    return Some(cause);
+                }
+                let (services, edges) = (loaded.policy.services.len(), loaded.policy.edges.len());
+                info!(revision, services, edges, "policy accepted");
+                self.policy.revision = Some(revision);
+                let unmanaged = self.settings.unmanaged;
+                self.planner.set_rights(Rights {
+                    policy: loaded.policy,
+                    unmanaged,
+                });
+            }
+            Err(refused) => {
+                if self.policy.refused.as_ref() != Some(&refused) {
+                    error!(
+                        faults = refused.faults,
+                        first = refused.first,
+                        "policy refused: the last good one stays in force; `cofferdam check` shows every fault"
+                    );
+                }
+                self.policy.refused = Some(refused);
+            }
+        }
+        Some(cause)
+    }
+
+    async fn list_links(&mut self) {
+        if let Err(error) = observe_links(self.kernel.links(), &mut self.planner).await {
+            warn!(error = %chain(&error), "the host's links could not be listed; the slow timer tries again");
+        }
+    }
+
+    async fn resync(&mut self, cause: Cause) -> Option<Cause> {
+        self.reader.read(Object::Everything);
+        self.list_links().await;
+        // A link may have been changed by others meanwhile.
+        self.planner.forget_links_applied();
+        self.reload(cause).await
+    }
+
+    async fn link_event(&mut self, event: LinkEvent) -> Option<Cause> {
+        debug!(?event, "link event");
+        match event {
+            LinkEvent::Bridge(bridge) => self.planner.upsert_bridge(bridge.index, bridge.name),
+            LinkEvent::BridgeGone(index) => self.planner.remove_bridge(index),
+            LinkEvent::Port(port) => self.planner.upsert_port(port),
+            LinkEvent::PortGone(index) => self.planner.remove_port(index),
+            LinkEvent::Resync => self.list_links().await,
+        }
+        Some("link event")
+    }
+
+    fn engine_event(&mut self, event: EngineEvent) -> Option<Cause> {
+        debug!(?event, "engine event");
+        match event {
+            EngineEvent::Connected(engine) => {
+                info!(version = engine.info().version, "connected to the engine");
+                self.reader.connect(Some(engine));
+                self.reader.read(Object::Everything);
+                None
+            }
+            EngineEvent::Disconnected { reason, retry_in } => {
+                let retry_ms = u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX);
+                warn!(
+                    reason,
+                    retry_ms, "no connection to the engine: the rules stand, nothing new opens"
+                );
+                self.reader.connect(None);
+                self.engine_missing = true;
+                Some("engine lost")
+            }
+            EngineEvent::Resync => {
+                self.reader.read(Object::Everything);
+                None
+            }
+            event if self.reader.is_listing() => {
+                self.held_back.push(event);
+                None
+            }
+            event => self.object_event(event),
+        }
+    }
+
+    /// An event of one object: what it says for certain is taken over, the rest is read.
+    fn object_event(&mut self, event: EngineEvent) -> Option<Cause> {
+        match event {
+            EngineEvent::ContainerCreated(id) => {
+                self.reader.read(Object::Container(id));
+                None
+            }
+            EngineEvent::ContainerStarted(id) | EngineEvent::ContainerRenamed(id) => {
+                self.reader.read(Object::Container(id));
+                None
+            }
+            EngineEvent::ContainerStopped(id) => {
+                self.planner.set_lifecycle(&id, Lifecycle::Stopped);
+                self.reader.read(Object::Container(id));
+                Some("container stopped")
+            }
+            EngineEvent::ContainerDestroyed(id) => {
+                self.planner.remove_container(&id);
+                Some("container removed")
+            }
+            EngineEvent::NetworkCreated(id) => {
+                self.reader.read(Object::Network(id));
+                None
+            }
+            EngineEvent::NetworkDestroyed(id) => {
+                self.planner.remove_network(&id);
+                Some("network removed")
+            }
+            EngineEvent::EndpointConnected { network, container } => {
+                if self.planner.inventory().container(&container).is_none() {
+                    self.reader.read(Object::Container(container));
+                }
+                self.reader.read(Object::Network(network));
+                None
+            }
+            EngineEvent::EndpointDisconnected { network, container } => {
+                // The address may be another's already; whether the attachment stays, the container tells.
+                self.planner
+                    .set_endpoint(&container, &network, Endpoint::default());
+                self.reader.read(Object::Container(container));
+                Some("endpoint gone")
+            }
+            EngineEvent::Connected(_) | EngineEvent::Disconnected { .. } | EngineEvent::Resync => None,
+        }
+    }
+
+    fn reading(&mut self, reading: Reading) -> Option<Cause> {
+        match self.reader.finish(reading)? {
+            Reading::Everything(listing) => {
+                self.planner.reset(listing);
+                self.listed = true;
+                let held_back = std::mem::take(&mut self.held_back);
+                for event in held_back {
+                    self.object_event(event);
+                }
+                Some("listing")
+            }
+            Reading::Container(_, Some(container)) => {
+                self.planner.upsert_container(container);
+                Some("container read")
+            }
+            Reading::Container(id, None) => {
+                self.planner.remove_container(&id);
+                Some("container gone")
+            }
+            Reading::Network(_, Some(snapshot)) => {
+                let id = snapshot.network.id.clone();
+                self.planner.upsert_network(snapshot.network);
+                for (container, endpoint) in snapshot.endpoints {
+                    self.planner.set_endpoint(&container, &id, endpoint);
+                }
+                Some("network read")
+            }
+            Reading::Network(id, None) => {
+                self.planner.remove_network(&id);
+                Some("network gone")
+            }
+            Reading::Failed(Object::Everything, _) => {
+                self.retry_later(Retry::Kernel, 3);
+                None
+            }
+            Reading::Failed(..) => {
+                self.reader.read(Object::Everything);
+                None
+            }
+        }
+    }
+
+    /// Others changed nftables: when our chains are not as they were left, everything is put back.
+    fn generation(&mut self, event: &GenerationEvent) -> Option<Cause> {
+        let culprit = match event {
+            GenerationEvent::Made(generation) if generation.pid == std::process::id() => return None,
+            GenerationEvent::Made(generation) => format!("{} ({})", generation.process, generation.pid),
+            GenerationEvent::Overrun => "unknown".to_owned(),
+        };
+        let ruleset = &self.planner.structure().ruleset;
+        if !self.planner.is_applied() || self.kernel.stands(ruleset).unwrap_or(true) {
+            return None;
+        }
+        self.passes.repairs += 1;
+        warn!(culprit, "our tables were changed by others: putting them back");
+        self.planner.kernel_lost();
+        Some("drift")
+    }
+
+    fn step_done(&mut self, done: StepDone) -> Option<Cause> {
+        let StepDone { step, result } = done;
+        match result {
+            Ok(outcome) => {
+                self.step_failures.remove(&step.subject());
+                self.planner.network_step_done(&step);
+                self.step_succeeded(&step, outcome);
+            }
+            Err(error) => {
+                let entry = self.step_failures.entry(step.subject()).or_default();
+                entry.0 += 1;
+                entry.1 = error.to_string();
+                let attempts = entry.0;
+                warn!(%error, attempts, "an engine call failed");
+                self.retry_later(Retry::Step(step), attempts);
+            }
+        }
+        Some("engine call done")
+    }
+
+    fn step_succeeded(&mut self, step: &NetworkStep, outcome: NetworkOutcome) {
+        match (step, outcome) {
+            (
+                NetworkStep::Create {
+                    name, bridge, ipv4, ..
+                },
+                NetworkOutcome::Created(network),
+            ) => {
+                info!(network = name, %bridge, subnet = %ipv4, "network created");
+                self.planner.upsert_network(network);
+            }
+            (
+                NetworkStep::Attach {
+                    network,
+                    container,
+                    ipv4,
+                    ipv6,
+                    ..
+                },
+                _,
+            ) => {
+                // Attaching a container that does not run tells nothing until its start; of a running one the event may
+                // have been faster.
+                let known = self.planner.inventory().container(container);
+                let live = known
+                    .and_then(|it| it.endpoints.get(network))
+                    .is_some_and(Endpoint::is_live);
+                if known.is_some() && !live {
+                    let endpoint = Endpoint {
+                        mac: None,
+                        ipv4: Some(*ipv4),
+                        ipv6: *ipv6,
+                    };
+                    self.planner.set_endpoint(container, network, endpoint);
+                }
+            }
+            (NetworkStep::Detach { network, container }, _) => {
+                self.planner.remove_endpoint(container, network);
+            }
+            (NetworkStep::Remove { network, name }, _) => {
+                info!(network = name, "network removed");
+                self.planner.remove_network(network);
+            }
+            (NetworkStep::Create { .. }, _) => {}
+        }
+    }
+
+    fn retry(&mut self, retry: &Retry) -> Option<Cause> {
+        match retry {
+            Retry::Kernel => {
+                if !self.listed {
+                    self.reader.read(Object::Everything);
+                }
+            }
+            Retry::Step(step) => {
+                self.planner.network_step_done(step);
+                // What it worked on may have changed: read it, so that the next plan is made from what is true.
+                self.reader.read(Object::Everything);
+            }
+        }
+        Some("retry")
+    }
+
+    fn retry_later(&self, retry: Retry, attempts: u32) {
+        let pause = RETRY.0.saturating_mul(1 << attempts.min(10)).min(RETRY.1);
+        let sender = self.retries.clone();
+        tokio::spawn(async move {
+            sleep(pause).await;
+            let _ = sender.send(retry);
+        });
+    }
+
+    /// Plans, carries out, publishes.
+    async fn pass(&mut self, cause: Cause) {
+        if !self.may_touch_the_kernel() {
+            self.publish(&[]);
+            return;
+        }
+        let started = Instant::now();
+        let plan = self.planner.plan();
+        let mut reasons = Vec::new();
+        if !plan.is_empty() {
+            match self.kernel.carry_out(&plan, &mut self.planner).await {
+                Ok(outcome) => {
+                    self.kernel_failures = 0;
+                    self.log_pass(cause, &plan, outcome.flows_ended, started);
+                }
+                Err(failure) => {
+                    self.kernel_failures += 1;
+                    error!(error = %chain(&failure), cause, "the rules could not be changed: what stands stays");
+                    reasons.push(format!("the rules could not be changed: {}", chain(&failure)));
+                    // Intent and kernel may differ now: replace everything.
+                    self.planner.kernel_lost();
+                    self.retry_later(Retry::Kernel, self.kernel_failures);
+                }
+            }
+            self.start_engine_calls(&plan.networks);
+        }
+        let wanted = |subject: &Subject| plan.networks.iter().any(|step| step.subject() == *subject);
+        self.step_failures
+            .retain(|subject, _| self.planner.is_busy(subject) || wanted(subject));
+        self.exhausted = plan.exhausted;
+        self.passes.count += 1;
+        self.passes.last_cause = cause.to_owned();
+        self.passes.last_elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.publish(&reasons);
+    }
+
+    /// Before the engine and the policy are known, rules of an earlier run are better than none: they stay. Without such
+    /// rules a skeleton that is closed for Docker's bridges is.
+    fn may_touch_the_kernel(&mut self) -> bool {
+        let known = self.listed && self.policy.revision.is_some();
+        let skeleton = self.engine_missing && !self.kernel.has_tables().unwrap_or(true);
+        known || self.planner.is_applied() || skeleton
+    }
+
+    fn start_engine_calls(&mut self, steps: &[NetworkStep]) {
+        let Some(engine) = self.reader.engine() else {
+            return;
+        };
+        if self.policy.revision.is_none() || !self.listed {
+            return;
+        }
+        for step in steps {
+            self.planner.network_step_started(step);
+            let (engine, step, sender) = (engine.clone(), step.clone(), self.steps.clone());
+            tokio::spawn(async move {
+                let result = network_step(&engine, &step).await;
+                let _ = sender.send(StepDone { step, result });
+            });
+        }
+    }
+
+    fn log_pass(&self, cause: Cause, plan: &Plan, flows_ended: usize, started: Instant) {
+        let (kernel, steps) = match &plan.kernel {
+            KernelStep::Nothing => ("nothing", 0),
+            KernelStep::Elements(changes) => ("elements", changes.len()),
+            KernelStep::Structure(steps) => ("structure", steps.len()),
+            KernelStep::Replace(steps) => ("replace", steps.len()),
+        };
+        let elapsed_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        info!(
+            cause,
+            kernel,
+            steps,
+            ended = plan.ended.len(),
+            links = plan.links.len(),
+            engine_calls = plan.networks.len(),
+            flows_ended,
+            elapsed_us,
+            "pass"
+        );
+    }
+
+    fn publish(&self, reasons: &[String]) {
+        let mut status = Status::starting();
+        status.observe(&self.planner);
+        status.policy = self.policy.clone();
+        status.passes = self.passes.clone();
+        status.engine = self.reader.engine().map(|engine| engine.info().version.clone());
+        status.reasons = reasons.to_vec();
+        if let Some(refused) = &self.policy.refused {
+            status.reasons.push(format!(
+                "the policy has {} faults, first: {}",
+                refused.faults, refused.first
+            ));
+        }
+        status
+            .reasons
+            .extend(self.exhausted.iter().map(ToString::to_string));
+        status
+            .reasons
+            .extend(self.step_failures.values().map(|(_, error)| error.clone()));
+        status.settled = self.planner.busy().next().is_none() && !self.reader.is_busy();
+        status.state = if self.reader.engine().is_none() {
+            State::Waiting
+        } else if !self.listed || self.policy.revision.is_none() && status.reasons.is_empty() {
+            State::Starting
+        } else if status.reasons.is_empty() && self.planner.is_applied() {
+            State::Enforcing
+        } else {
+            State::Degraded
+        };
+        // Nobody may be asking.
+        self.status.send_replace(Arc::new(status));
+    }
+}
+
+/// Lists the host's bridges, ports and routes into the planner.
+pub(super) async fn observe_links(links: &Links, planner: &mut Planner) -> Result<(), LinkError> {
+    let Snapshot { bridges, ports } = links.list().await?;
+    let bridges = bridges
+        .into_iter()
+        .map(|bridge| (bridge.index, bridge.name))
+        .collect();
+    planner.reset_links(
+        bridges,
+        ports.into_iter().map(|port| (port.index, port)).collect(),
+    );
+    // The default route overlaps everything and takes nothing.
+    let routes = links.routes().await?.into_iter().map(|(net, _)| net);
+    planner.set_routes(routes.filter(|net| net.prefix_len() > 0).collect());
+    Ok(())
+}
+
+/// Reads and validates the policy directory.
+fn load(directory: &Path) -> Result<Loaded, Refused> {
+    let unreadable = |error: SourceError| Refused {
+        revision: None,
+        faults: 1,
+        first: chain(&error),
+    };
+    let sources = source::read(&[directory]).map_err(unreadable)?;
+    sources.load().map_err(|faults| Refused {
+        revision: Some(sources.revision().to_string()),
+        faults: faults.iter().count(),
+        first: faults.iter().next().map(ToString::to_string).unwrap_or_default(),
+    })
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+async fn log_end<E: std::error::Error>(what: &'static str, task: impl Future<Output = Result<(), E>>) {
+    if let Err(error) = task.await {
+        error!(error = %chain(&error), "{what} ended: only the slow timer sees changes now");
+    }
+}

@@ -1,0 +1,270 @@
+//! What is true now: built after each pass from what was applied, completed with the kernel's counters when asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::inventory::{Container, ContainerId, NetworkKind};
+use crate::kernel::elements::{Elements, ElementsError};
+use crate::model::{Standing, unenforceable};
+use crate::plan::Planner;
+use crate::plan::ledger::Owner;
+use crate::plan::names;
+use crate::plan::ruleset::{CounterName, Key};
+
+/// How the daemon is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It has not made its first pass yet; rules of an earlier run stand.
+    Starting,
+    /// The engine cannot be reached: the rules stand, nothing new opens.
+    Waiting,
+    /// The policy is in force.
+    Enforcing,
+    /// Something is not as it should be; `reasons` says what. What stands is closed rather than open.
+    Degraded,
+}
+
+/// Everything that `cofferdam status --json` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub state: State,
+    pub reasons: Vec<String>,
+    /// Whether everything that was seen is in force: no pass, engine call or reading is under way.
+    pub settled: bool,
+    pub engine: Option<String>,
+    pub policy: PolicyStatus,
+    pub passes: Passes,
+    /// By `segment/service`.
+    pub services: BTreeMap<String, ServiceStatus>,
+    pub edges: Vec<EdgeStatus>,
+    /// Containers that services of two segments claim, with the services.
+    pub quarantined: BTreeMap<String, Vec<String>>,
+    /// Managed containers that no rule can hold, with the reasons.
+    pub unenforceable: BTreeMap<String, Vec<String>>,
+    /// Containers on many service networks, with their number: each makes their start slower.
+    pub many_networks: BTreeMap<String, usize>,
+    /// Packets that were denied since the tables were made.
+    pub denied_packets: Option<u64>,
+}
+
+/// The policy in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    pub directory: String,
+    /// The revision in force; `None`: none was valid yet.
+    pub revision: Option<String>,
+    /// A newer one that was refused, and how many faults it has.
+    pub refused: Option<Refused>,
+}
+
+/// A policy that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    pub revision: Option<String>,
+    pub faults: usize,
+    pub first: String,
+}
+
+/// Passes since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passes {
+    pub count: u64,
+    /// How often the tables were found changed by others and were put back.
+    pub repairs: u64,
+    pub last_cause: String,
+    pub last_elapsed_ms: u64,
+}
+
+/// One service's containers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// One container's endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    pub name: String,
+    pub id: String,
+    /// Every service that it belongs to, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+/// One attachment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    pub network: String,
+    pub addresses: Vec<IpAddr>,
+    /// Whether its identity is proven in the kernel: without that nothing of it passes.
+    pub bound: bool,
+}
+
+/// One edge and its use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeStatus {
+    pub from: String,
+    pub to: String,
+    pub ports: Vec<String>,
+    pub declared: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// The name of its counter in `table inet cofferdam`.
+    pub counter: String,
+    /// New connections' first packets, from the kernel.
+    pub packets: Option<u64>,
+    pub bytes: Option<u64>,
+}
+
+/// From this number of service networks on, a container's start is noticeably slower.
+pub const MANY_NETWORKS: usize = 20;
+
+impl Status {
+    /// A daemon that has done nothing yet.
+    pub fn starting() -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: State::Starting,
+            reasons: Vec::new(),
+            settled: false,
+            engine: None,
+            policy: PolicyStatus::default(),
+            passes: Passes::default(),
+            services: BTreeMap::new(),
+            edges: Vec::new(),
+            quarantined: BTreeMap::new(),
+            unenforceable: BTreeMap::new(),
+            many_networks: BTreeMap::new(),
+            denied_packets: None,
+        }
+    }
+
+    /// Takes over what the planner knows.
+    pub fn observe(&mut self, planner: &Planner) {
+        let policy = &planner.rights().policy;
+        self.services = policy
+            .services
+            .keys()
+            .map(|service| (service.to_string(), ServiceStatus::default()))
+            .collect();
+        self.quarantined.clear();
+        for container in planner.inventory().containers().values() {
+            match planner.standings().get(&container.id) {
+                Some(Standing::Managed(identity)) => {
+                    let names: Vec<String> = identity.services().iter().map(ToString::to_string).collect();
+                    let mut status = container_status(planner, container);
+                    if names.len() > 1 {
+                        status.services.clone_from(&names);
+                    }
+                    for name in names {
+                        self.services
+                            .entry(name)
+                            .or_default()
+                            .containers
+                            .push(status.clone());
+                    }
+                }
+                Some(Standing::Quarantined(services)) => {
+                    let services = services.iter().map(ToString::to_string).collect();
+                    self.quarantined.insert(container.name.clone(), services);
+                }
+                Some(Standing::Unmanaged) | None => {}
+            }
+        }
+        self.edges = policy
+            .edges
+            .iter()
+            .map(|edge| EdgeStatus {
+                from: edge.from.to_string(),
+                to: edge.to.to_string(),
+                ports: edge.ports.iter().map(ToString::to_string).collect(),
+                declared: edge.location.to_string(),
+                why: edge.why.clone(),
+                counter: names::counter(edge).0,
+                packets: None,
+                bytes: None,
+            })
+            .collect();
+        let name = |id: &ContainerId| {
+            planner
+                .inventory()
+                .container(id)
+                .map_or_else(|| format!("{id}"), |it| it.name.clone())
+        };
+        self.unenforceable = unenforceable(planner.inventory(), planner.standings())
+            .into_iter()
+            .map(|(id, reasons)| (name(&id), reasons.iter().map(ToString::to_string).collect()))
+            .collect();
+        let mut networks = BTreeMap::new();
+        for network in planner.service_networks().values() {
+            for container in network.members.keys() {
+                *networks.entry(container).or_insert(0) += 1;
+            }
+        }
+        networks.retain(|_, count| *count > MANY_NETWORKS);
+        self.many_networks = networks
+            .into_iter()
+            .map(|(id, count)| (name(id), count))
+            .collect();
+    }
+
+    /// Adds what the kernel says at this moment: counters, and whether the tables stand.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn complete(&mut self, elements: &mut Elements) -> Result<(), ElementsError> {
+        let counters = elements.counters()?;
+        for edge in &mut self.edges {
+            let counter = counters.get(&CounterName(edge.counter.clone()));
+            edge.packets = counter.map(|it| it.packets);
+            edge.bytes = counter.map(|it| it.bytes);
+        }
+        self.denied_packets = counters.get(&CounterName::from("denied")).map(|it| it.packets);
+        if elements.base_chains()?.is_empty() && self.state != State::Starting {
+            self.state = State::Degraded;
+            self.reasons.push("the kernel holds none of our rules".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn container_status(planner: &Planner, container: &Container) -> ContainerStatus {
+    let proven: BTreeSet<IpAddr> = planner
+        .ledger()
+        .claim(&Owner::Container(container.id.clone()))
+        .into_iter()
+        .flat_map(|claim| claim.keys())
+        .filter_map(|(_, key)| match key {
+            Key::Binding4(_, _, address) => Some(IpAddr::V4(*address)),
+            Key::Binding6(_, _, address) => Some(IpAddr::V6(*address)),
+            _ => None,
+        })
+        .collect();
+    let endpoints = container
+        .endpoints
+        .iter()
+        .filter_map(|(id, endpoint)| {
+            let network = planner.inventory().network(id)?;
+            matches!(network.kind, NetworkKind::Bridge(_)).then(|| {
+                let addresses: Vec<IpAddr> = endpoint.addresses().collect();
+                let bound = !addresses.is_empty() && addresses.iter().all(|address| proven.contains(address));
+                EndpointStatus {
+                    network: network.name.clone(),
+                    addresses,
+                    bound,
+                }
+            })
+        })
+        .collect();
+    ContainerStatus {
+        name: container.name.clone(),
+        id: container.id.to_string(),
+        services: Vec::new(),
+        endpoints,
+    }
+}
