@@ -1,4 +1,10 @@
 //! The private engine leaves the host as it was, two run side by side, and a crash is no obstacle to the next.
+#![allow(
+    clippy::expect_used,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and acts on the system"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

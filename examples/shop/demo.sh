@@ -26,7 +26,8 @@ outside() {
     "$here/root.sh" "$cache"
     ENGINE_OWNER=$$ "$engine" up "$home" >/dev/null
     "$engine" image "$home" shop:demo "$cache/root" >/dev/null
-    "$engine" exec "$home" "$here/demo.sh" inside "$home"
+    "$engine" exec "$home" "$here/demo.sh" inside "$home" &
+    wait "$!" # unlike a command in the foreground, this ends for a signal
     clean_up
     say "The engine is gone and nothing is left. Done in $SECONDS seconds."
 }
