@@ -53,11 +53,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{SignalKind, signal};
 
 use capability::Decision;
 use case::Entry;
-use engine::{Lab, PrivateEngine, build_probe, target_directory};
+use engine::{Lab, target_directory};
 use report::{Report, Verdict};
 use run::With;
 
@@ -95,33 +94,9 @@ fn setting(name: &str) -> Option<String> {
 /// The process that cargo starts: it only brings the engine up, waits, and takes it down.
 #[tokio::main(flavor = "current_thread")]
 async fn outside() -> anyhow::Result<bool> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     // Unreadable files are found before the engine costs anything.
     load()?;
-    let probe = build_probe()?;
-    let engine = PrivateEngine::up(&probe)?;
-    let this = std::env::current_exe().context("cannot find this program")?;
-    let mut child = engine
-        .command(&this)
-        .env("COFFERDAM_PROBE", &probe)
-        .spawn()
-        .context("cannot enter the engine")?;
-    let interrupted = tokio::select! {
-        status = child.wait() => Ok(status?),
-        _ = interrupt.recv() => Err("interrupted"),
-        _ = terminate.recv() => Err("terminated"),
-    };
-    if interrupted.is_err() {
-        child.kill().await.ok();
-    }
-    let down = engine.down();
-    let status = interrupted.map_err(anyhow::Error::msg)?;
-    down?;
-    match status.code() {
-        Some(0) => Ok(true),
-        Some(1) => Ok(false),
-        _ => bail!("the runner inside the engine ended with {status}"),
-    }
+    engine::run_inside().await
 }
 
 #[tokio::main]

@@ -19,12 +19,29 @@ use cofferdam::policy::{self, Party, Policy, SourceFile};
 use proptest::prelude::*;
 
 const STAMP: u32 = 1 << 30;
-const OPTIONS: Options = Options { stamp: STAMP, nflog_group: 64 };
+const OPTIONS: Options = Options {
+    stamp: STAMP,
+    nflog_group: 64,
+};
 
 /// `one` and `two` are segments; a service is a label that its containers carry.
-const SERVICES: [(&str, &str); 5] = [("one", "a"), ("one", "b"), ("one", "c"), ("two", "d"), ("two", "e")];
-const PORTS: [&str; 8] =
-    ["80", "81", "80/udp", "79-81/tcp", "udp", "icmp", "icmp/echo-request", "any"];
+const SERVICES: [(&str, &str); 5] = [
+    ("one", "a"),
+    ("one", "b"),
+    ("one", "c"),
+    ("two", "d"),
+    ("two", "e"),
+];
+const PORTS: [&str; 8] = [
+    "80",
+    "81",
+    "80/udp",
+    "79-81/tcp",
+    "udp",
+    "icmp",
+    "icmp/echo-request",
+    "any",
+];
 const OUTSIDE: [&str; 4] = ["198.51.100.10", "198.51.100.77", "203.0.113.5", "2001:db8::5"];
 
 #[derive(Debug, Clone)]
@@ -76,13 +93,24 @@ fn write_policy(edges: &[EdgeDraft]) -> Vec<SourceFile> {
 }
 
 fn mac(container: usize, network: usize) -> Mac {
-    Mac([2, 0x42, 0, 0, u8::try_from(network).unwrap(), u8::try_from(container).unwrap() + 10])
+    Mac([
+        2,
+        0x42,
+        0,
+        0,
+        u8::try_from(network).unwrap(),
+        u8::try_from(container).unwrap() + 10,
+    ])
 }
 
 fn endpoint(container: usize, network: usize) -> Endpoint {
     Endpoint {
         mac: Some(mac(container, network)),
-        ipv4: Some(format!("172.{}.0.{}", 18 + network, container + 10).parse().unwrap()),
+        ipv4: Some(
+            format!("172.{}.0.{}", 18 + network, container + 10)
+                .parse()
+                .unwrap(),
+        ),
         ipv6: Some(format!("fd00:{network}::{:x}", container + 10).parse().unwrap()),
     }
 }
@@ -112,7 +140,12 @@ fn listing(containers: &[(BTreeSet<usize>, BTreeSet<usize>)]) -> Listing {
         image: "image".to_owned(),
         labels: services
             .iter()
-            .map(|service| (format!("{}-{}", SERVICES[*service].0, SERVICES[*service].1), "yes".to_owned()))
+            .map(|service| {
+                (
+                    format!("{}-{}", SERVICES[*service].0, SERVICES[*service].1),
+                    "yes".to_owned(),
+                )
+            })
             .collect(),
         lifecycle: Lifecycle::Running,
         network_mode: NetworkMode::Own,
@@ -131,19 +164,37 @@ fn port_index(container: usize, network: usize) -> u32 {
     u32::try_from(100 + container * NETWORKS + network).unwrap()
 }
 
-fn planner(policy: Policy, containers: &[(BTreeSet<usize>, BTreeSet<usize>)], unmanaged: Unmanaged) -> Planner {
-    let pools = Pools { ipv4: "10.213.0.0/16".parse().unwrap(), ipv4_prefix: 24, ipv6: None };
+fn planner(
+    policy: Policy,
+    containers: &[(BTreeSet<usize>, BTreeSet<usize>)],
+    unmanaged: Unmanaged,
+) -> Planner {
+    let pools = Pools {
+        ipv4: "10.213.0.0/16".parse().unwrap(),
+        ipv4_prefix: 24,
+        ipv6: None,
+    };
     let mut planner = Planner::new(OPTIONS, pools, Rights { policy, unmanaged });
     planner.reset(listing(containers));
     let index = |network: usize| u32::try_from(network + 2).unwrap();
-    let bridges = (0..NETWORKS).map(|network| (index(network), bridge(network))).collect();
+    let bridges = (0..NETWORKS)
+        .map(|network| (index(network), bridge(network)))
+        .collect();
     let mut ports = BTreeMap::new();
     for (container, (_, networks)) in containers.iter().enumerate() {
         for network in networks {
             let port = port_index(container, *network);
             let name = format!("veth{port}").parse().unwrap();
             let peer = Some(mac(container, *network));
-            ports.insert(port, Port { index: port, name, bridge: index(*network), peer });
+            ports.insert(
+                port,
+                Port {
+                    index: port,
+                    name,
+                    bridge: index(*network),
+                    peer,
+                },
+            );
         }
     }
     planner.reset_links(bridges, ports);
@@ -179,7 +230,11 @@ impl Wire<'_> {
             frame: None,
             iifname: interface(from),
             oifname: interface(to),
-            body: Body::Ip { source: from.address, destination: to.address, traffic },
+            body: Body::Ip {
+                source: from.address,
+                destination: to.address,
+                traffic,
+            },
             connection: Connection::New,
             mark: 0,
         };
@@ -233,10 +288,8 @@ impl Wire<'_> {
 
 fn traffic() -> impl Strategy<Value = Traffic> {
     prop_oneof![
-        (0..2_usize, 79..83_u16).prop_map(|(transport, port)| Traffic::Port(
-            [Transport::Tcp, Transport::Udp][transport],
-            port
-        )),
+        (0..2_usize, 79..83_u16)
+            .prop_map(|(transport, port)| Traffic::Port([Transport::Tcp, Transport::Udp][transport], port)),
         Just(Traffic::Icmp(8)),
         Just(Traffic::Icmp(128)),
         Just(Traffic::Icmp(13)),
@@ -342,7 +395,9 @@ proptest! {
 fn expected(planner: &Planner, from: &End, to: &End, traffic: Traffic) -> bool {
     let policy = &planner.rights().policy;
     let standing = |end: &End| match end.at {
-        At::Container { container, .. } => planner.standings().get(&ContainerId(format!("container{container}"))),
+        At::Container { container, .. } => planner
+            .standings()
+            .get(&ContainerId(format!("container{container}"))),
         At::Host | At::Outside => None,
     };
     let quarantined = |standing: Option<&Standing>| matches!(standing, Some(Standing::Quarantined(_)));
@@ -358,7 +413,9 @@ fn expected(planner: &Planner, from: &End, to: &End, traffic: Traffic) -> bool {
     };
     let managed = |standing: Option<&Standing>| matches!(standing, Some(Standing::Managed(_)));
     if managed(source) || managed(target) {
-        return policy.allows(&party(from), &party(to), traffic, Family::of(to.address)).is_some();
+        return policy
+            .allows(&party(from), &party(to), traffic, Family::of(to.address))
+            .is_some();
     }
     planner.rights().unmanaged == Unmanaged::Allow
 }

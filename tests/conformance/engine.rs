@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bollard::Docker;
+use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) const IMAGE: &str = "cofferdam-probe:test";
 /// Where the probe lies inside the image.
@@ -120,6 +121,36 @@ impl Drop for PrivateEngine {
         if let Err(error) = self.run("down", &[], None) {
             eprintln!("conformance: {error:#}");
         }
+    }
+}
+
+/// Runs this program once more inside the namespaces of an engine of its own, and takes the engine down whatever happens.
+/// Returns whether the inner one was content.
+pub(crate) async fn run_inside() -> anyhow::Result<bool> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let probe = build_probe()?;
+    let engine = PrivateEngine::up(&probe)?;
+    let this = std::env::current_exe().context("cannot find this program")?;
+    let mut child = engine
+        .command(&this)
+        .env("COFFERDAM_PROBE", &probe)
+        .spawn()
+        .context("cannot enter the engine")?;
+    let interrupted = tokio::select! {
+        status = child.wait() => Ok(status?),
+        _ = interrupt.recv() => Err("interrupted"),
+        _ = terminate.recv() => Err("terminated"),
+    };
+    if interrupted.is_err() {
+        child.kill().await.ok();
+    }
+    let down = engine.down();
+    let status = interrupted.map_err(anyhow::Error::msg)?;
+    down?;
+    match status.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => bail!("the runner inside the engine ended with {status}"),
     }
 }
 

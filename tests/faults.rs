@@ -1,0 +1,82 @@
+//! Faults, races and hostile containers on a real engine: what is undeclared never passes, and what is declared comes back.
+//!
+//! `cargo test --test faults` brings a private engine up, runs every scenario inside its namespaces with a leak probe, prints
+//! the figures as a table and writes them to `target/reports/faults.jsonl`. A leak fails, and so does a scenario that could
+//! not be carried out. `COFFERDAM_FAULTS=race,identity` chooses scenarios.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "only the pure rooms of the library ban clocks, files and processes"
+)]
+// The laboratory is shared with the conformance runner, which uses other parts of it.
+#![allow(dead_code, reason = "shared with the conformance runner")]
+
+#[path = "conformance/daemon.rs"]
+mod daemon;
+#[path = "conformance/engine.rs"]
+mod engine;
+#[path = "faults/figure.rs"]
+mod figure;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use engine::Lab;
+use figure::Report;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |name: &str| arguments.iter().any(|argument| argument == name);
+    if has("--list") {
+        if !has("--ignored") {
+            println!("faults: test");
+        }
+        return ExitCode::SUCCESS;
+    }
+    let outcome = match std::env::var_os("COFFERDAM_ENGINE_DIR") {
+        Some(directory) => inside(directory.into()),
+        None => outside(),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("faults: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn outside() -> anyhow::Result<bool> {
+    engine::run_inside().await
+}
+
+#[tokio::main]
+async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
+    let probe = std::env::var_os("COFFERDAM_PROBE").context("COFFERDAM_PROBE is not set")?;
+    let lab = Lab::enter(directory, probe.into()).await?;
+    let chosen: Option<Vec<String>> = std::env::var("COFFERDAM_FAULTS")
+        .ok()
+        .filter(|list| !list.is_empty())
+        .map(|list| list.split(',').map(|name| name.trim().to_owned()).collect());
+    let wanted = |name: &str| {
+        chosen
+            .as_ref()
+            .is_none_or(|names| names.iter().any(|it| it == name))
+    };
+    let mut report = Report::create(&engine::target_directory().join("reports"))?;
+    // Each scenario: a name and `async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>>`.
+    macro_rules! scenarios {
+        ($($module:ident),* $(,)?) => { $(
+            if wanted(stringify!($module)) {
+                lab.repair().await?;
+                report.take(stringify!($module), $module::run(&lab).await)?;
+            }
+        )* };
+    }
+    scenarios!();
+    Ok(report.finish())
+}
