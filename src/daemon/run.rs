@@ -1,6 +1,6 @@
 //! The loop of `cofferdam run`: something is seen, the planner is told, its plan is carried out, the status is published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -195,6 +195,9 @@ impl Daemon {
         };
         daemon.reload("start").await;
         daemon.list_links().await;
+        if let Some(source) = daemon.planner.pool_collision() {
+            return Err(Refusal::Pool { source });
+        }
         Ok((daemon, inputs))
     }
 
@@ -632,6 +635,11 @@ impl Daemon {
 /// Lists the host's bridges, ports and routes into the planner.
 pub(super) async fn observe_links(links: &Links, planner: &mut Planner) -> Result<(), LinkError> {
     let Snapshot { bridges, ports } = links.list().await?;
+    let ours: BTreeSet<u32> = bridges
+        .iter()
+        .filter(|it| it.name.as_str().starts_with("cfd-"))
+        .map(|it| it.index)
+        .collect();
     let bridges = bridges
         .into_iter()
         .map(|bridge| (bridge.index, bridge.name))
@@ -640,9 +648,11 @@ pub(super) async fn observe_links(links: &Links, planner: &mut Planner) -> Resul
         bridges,
         ports.into_iter().map(|port| (port.index, port)).collect(),
     );
-    // The default route overlaps everything and takes nothing.
-    let routes = links.routes().await?.into_iter().map(|(net, _)| net);
-    planner.set_routes(routes.filter(|net| net.prefix_len() > 0).collect());
+    let others = links.routes().await?.into_iter().filter(|(net, interface)| {
+        // The default route overlaps everything and takes nothing.
+        net.prefix_len() > 0 && interface.is_none_or(|interface| !ours.contains(&interface))
+    });
+    planner.set_routes(others.map(|(net, _)| net).collect());
     Ok(())
 }
 

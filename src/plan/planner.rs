@@ -274,9 +274,23 @@ impl Planner {
         }
     }
 
-    /// Takes the host's routes, which no subnet of ours may overlap.
+    /// Takes the host's routes other than those to our own networks: no subnet of ours may overlap them.
     pub fn set_routes(&mut self, routes: Vec<IpNet>) {
         self.routes = routes;
+    }
+
+    /// Whether routes of the host and networks that are not ours leave no subnet of the pools free.
+    pub fn pool_collision(&self) -> Option<PoolExhausted> {
+        let others = self
+            .inventory
+            .networks()
+            .values()
+            .filter(|network| !network.is_ours());
+        let taken: Vec<IpNet> = others
+            .flat_map(|network| network.subnets.iter().copied())
+            .chain(self.routes.iter().copied())
+            .collect();
+        self.pools.free_subnets(&taken).err()
     }
 
     fn note(&mut self, mut changes: Changes) {
