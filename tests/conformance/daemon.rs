@@ -36,6 +36,8 @@ pub(crate) struct Daemon {
     process: Option<Child>,
     pub(crate) life: Life,
     pub(crate) nft_broken: bool,
+    /// An invalid file lies beside the valid ones, so the daemon cannot be content.
+    invalid: bool,
     /// The last policy that is valid, by `check`.
     pub(crate) revision: Option<String>,
 }
@@ -65,6 +67,7 @@ impl Daemon {
             process: None,
             life,
             nft_broken: false,
+            invalid: false,
             revision: None,
         };
         daemon.install_nft()?;
@@ -128,6 +131,7 @@ impl Daemon {
                 std::fs::remove_file(entry.path())?;
             }
         }
+        self.invalid = false;
         if self.life == Life::None {
             return Ok(());
         }
@@ -143,11 +147,12 @@ impl Daemon {
     }
 
     /// Writes a file that no policy may be; the valid ones stay beside it.
-    pub(crate) fn write_invalid(&self, kind: &str, text: &str) -> anyhow::Result<()> {
+    pub(crate) fn write_invalid(&mut self, kind: &str, text: &str) -> anyhow::Result<()> {
         let name = format!(
             "invalid-{}.yaml",
             kind.replace(|c: char| !c.is_ascii_alphanumeric(), "-")
         );
+        self.invalid = true;
         std::fs::write(self.policies().join(name), text).context("cannot write the invalid policy")
     }
 
@@ -311,7 +316,8 @@ impl Daemon {
         }
         let settled = status.get("settled") == Some(&Value::Bool(true));
         let revision = status.pointer("/policy/revision").and_then(Value::as_str);
-        state == Some("enforcing") && settled && revision == self.revision.as_deref()
+        let content = state == Some("enforcing") || (self.invalid && state == Some("degraded"));
+        content && settled && revision == self.revision.as_deref()
     }
 
     /// Removes every trace of the product; the daemon must have ended.
