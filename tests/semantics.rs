@@ -153,6 +153,7 @@ fn listing(containers: &[(BTreeSet<usize>, BTreeSet<usize>)]) -> Listing {
             .iter()
             .map(|network| (NetworkId(format!("net{network}")), endpoint(index, *network)))
             .collect(),
+        published: BTreeSet::new(),
     };
     Listing {
         containers: containers.iter().enumerate().map(container).collect(),
@@ -237,6 +238,7 @@ impl Wire<'_> {
             },
             connection: Connection::New,
             mark: 0,
+            sent_by_root: true,
         };
         // Into the bridge.
         if let At::Container { container, network } = from.at {

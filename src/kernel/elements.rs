@@ -307,6 +307,8 @@ impl fmt::Display for KeyText<'_> {
             Key::Mac(mac) => mac.fmt(f),
             Key::Binding4(index, mac, address) => write!(f, "interface {index} . {mac} . {address}"),
             Key::Binding6(index, mac, address) => write!(f, "interface {index} . {mac} . {address}"),
+            Key::Service4(address, transport, port) => write!(f, "{address} . {transport} . {port}"),
+            Key::Service6(address, transport, port) => write!(f, "{address} . {transport} . {port}"),
         }
     }
 }

@@ -451,7 +451,11 @@ impl Planner {
                 }
             }
         }
-        Addresses { containers, host }
+        Addresses {
+            containers,
+            host,
+            proxied: self.ledger.services(),
+        }
     }
 
     /// The interface indices of guarded bridges.
@@ -535,12 +539,14 @@ impl Planner {
             standings: &self.standings,
             guarded: &self.guarded,
             structure: &self.structure,
-            unmanaged: self.rights.unmanaged,
+            rights: &self.rights,
         };
         let mut claims: BTreeMap<Owner, Claim> = BTreeMap::new();
         let concerned = |container: &Container| {
             everything
                 || containers.contains(&container.id)
+                // Its callers have changed, perhaps.
+                || !container.published.is_empty()
                 || container
                     .endpoints
                     .keys()
