@@ -331,6 +331,7 @@ proptest! {
         planner.plan();
         let elements = planner.ledger().elements();
         let ruleset = &planner.structure().ruleset;
+        prop_assert_eq!(cofferdam::plan::check::faults(ruleset), Vec::<String>::new());
         let wire = Wire { kernel: Kernel { ruleset, elements: &elements } };
 
         let mut ends: Vec<End> = OUTSIDE

@@ -15,6 +15,7 @@ use crate::kernel::links::{LinkError, Links, NetfilterCalls};
 use crate::kernel::neighbour::{AdvertisementError, Advertisements, insert_advertisement_rules};
 use crate::kernel::nft::{Nft, NftError};
 use crate::net::{Traffic, Transport};
+use crate::plan::check;
 use crate::plan::flows::{Addresses, OpenFlow, may_go_on};
 use crate::plan::networks::NetworkStep;
 use crate::plan::ruleset::{ChainName, Hook, Ruleset, TableFamily};
@@ -40,6 +41,8 @@ pub enum KernelError {
     Advertisements(#[from] AdvertisementError),
     #[error(transparent)]
     Conntrack(#[from] ConntrackError),
+    #[error("a structure that must not be loaded was made, and refused: {0}")]
+    Unsound(String),
     #[error("chain {chain} of table {} cofferdam is not hooked as it was declared", family.as_str())]
     NotHooked { family: TableFamily, chain: ChainName },
 }
@@ -102,6 +105,11 @@ impl Kernel {
     /// misses `inet forward` is dropped by `bridge sealed`.
     pub async fn carry_out(&mut self, plan: &Plan, planner: &mut Planner) -> Result<Outcome, KernelError> {
         let mut outcome = Outcome::default();
+        if matches!(plan.kernel, KernelStep::Structure(_) | KernelStep::Replace(_))
+            && let Some(fault) = check::faults(&planner.structure().ruleset).into_iter().next()
+        {
+            return Err(KernelError::Unsound(fault));
+        }
         self.elements.commit(&plan.ended)?;
         if !plan.released.is_empty() {
             outcome.flows_ended +=
