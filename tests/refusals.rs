@@ -1,5 +1,7 @@
 //! Clear refusals: one sentence that says what to do, an exit code of its own, and nothing half applied.
 #![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
     clippy::disallowed_methods,
     clippy::disallowed_types,
     reason = "only the pure rooms of the library ban clocks, files and processes"
