@@ -38,6 +38,8 @@ pub(crate) struct Daemon {
     pub(crate) nft_broken: bool,
     /// An invalid file lies beside the valid ones, so the daemon cannot be content.
     invalid: bool,
+    /// More arguments for `cofferdam run`.
+    pub(crate) arguments: Vec<String>,
     /// The last policy that is valid, by `check`.
     pub(crate) revision: Option<String>,
 }
@@ -68,6 +70,7 @@ impl Daemon {
             life,
             nft_broken: false,
             invalid: false,
+            arguments: Vec::new(),
             revision: None,
         };
         daemon.install_nft()?;
@@ -189,6 +192,7 @@ impl Daemon {
             .arg(&self.docker_socket)
             .arg("--control-socket")
             .arg(self.control())
+            .args(&self.arguments)
             .env(
                 "PATH",
                 format!("{}:{path}", self.directory.path().join("bin").display()),
