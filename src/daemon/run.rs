@@ -470,6 +470,8 @@ impl Daemon {
     fn drift(&mut self, what: &str, culprit: Option<(&str, u32)>) -> Option<Cause> {
         let pause = self.repairs.tables_changed(what, culprit);
         self.planner.kernel_lost();
+        // What was opened while the rules were others' must not live on as established.
+        self.planner.request_sweep();
         // Whoever asks meanwhile is not told that all is well.
         self.publish();
         if pause.is_zero() {
