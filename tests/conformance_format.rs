@@ -1,5 +1,8 @@
 //! What the conformance runner reads and writes, without an engine: cases, facts, the translation.
-#![allow(clippy::unwrap_used, reason = "helpers of tests stand outside of #[test] functions")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests stand outside of #[test] functions"
+)]
 #![allow(dead_code, reason = "the runner uses the rest of these modules")]
 
 #[path = "conformance/action.rs"]

@@ -123,6 +123,25 @@ impl Ledger {
         self.claims.keys().filter_map(service).collect()
     }
 
+    /// Every element that is in the kernel.
+    pub fn applied(&self) -> Elements {
+        let mut elements = Elements::new();
+        for ((set, key), verdict) in &self.applied {
+            elements
+                .entry(set.clone())
+                .or_default()
+                .insert(key.clone(), verdict.clone());
+        }
+        elements
+    }
+
+    /// Says that these deletions, of what was wanted, are in the kernel already.
+    pub fn mark_deleted(&mut self, changes: &[ElementChange]) {
+        for change in changes.iter().filter(|it| it.action == ElementAction::Delete) {
+            self.applied.remove(&(change.set.clone(), change.key.clone()));
+        }
+    }
+
     /// Says that the kernel now holds what was wanted.
     pub fn mark_applied(&mut self) {
         for element in std::mem::take(&mut self.touched) {

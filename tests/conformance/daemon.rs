@@ -100,7 +100,8 @@ impl Daemon {
             })
             .unwrap_or_else(|| PathBuf::from("/usr/sbin/nft"));
         let script = format!(
-            "#!/bin/sh\nif [ -e '{}' ]; then echo 'Error: made to fail' >&2; exit 1; fi\nexec '{}' \"$@\"\n",
+            "#!/bin/sh\nif [ -s '{0}' ]; then exec sleep 600; fi\n\
+             if [ -e '{0}' ]; then echo 'Error: made to fail' >&2; exit 1; fi\nexec '{1}' \"$@\"\n",
             self.breaker().display(),
             real.display()
         );
@@ -118,6 +119,57 @@ impl Daemon {
             std::fs::remove_file(self.breaker()).context("nft is not broken")?;
         }
         Ok(())
+    }
+
+    /// An `nft` that never ends, until [`Self::break_nft`] says that it is not broken.
+    pub(crate) fn hang_nft(&mut self) -> anyhow::Result<()> {
+        self.nft_broken = true;
+        std::fs::write(self.breaker(), "hang").context("cannot make nft hang")
+    }
+
+    /// The exit code of `status --check`.
+    pub(crate) async fn checked(&self) -> anyhow::Result<Option<i32>> {
+        let output = Command::new(cofferdam())
+            .args(["status", "--check", "--control-socket"])
+            .arg(self.control())
+            .stdin(Stdio::null())
+            .output()
+            .await?;
+        Ok(output.status.code())
+    }
+
+    /// Whether the process has ended by itself, waiting so long for it.
+    pub(crate) async fn ended(&mut self, within: Duration) -> anyhow::Result<bool> {
+        let Some(process) = self.process.as_mut() else {
+            return Ok(true);
+        };
+        match tokio::time::timeout(within, process.wait()).await {
+            Ok(status) => {
+                status?;
+                self.process = None;
+                self.life = Life::Stopped;
+                Ok(true)
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// `down` by another program, which may be made to die.
+    pub(crate) async fn down_by(&self, program: &std::path::Path, fault: &str) -> anyhow::Result<bool> {
+        let output = Command::new(program)
+            .args(["down", "--yes", "--docker-socket"])
+            .arg(&self.docker_socket)
+            .arg("--control-socket")
+            .arg(self.control())
+            .env("COFFERDAM_FAULT", fault)
+            .stdin(Stdio::null())
+            .output()
+            .await?;
+        Ok(output.status.success())
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Replaces the policy files: each by a rename, then what is no longer wanted goes.
