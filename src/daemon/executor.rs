@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tracing::{error, warn};
@@ -222,6 +223,18 @@ fn host_addresses() -> BTreeSet<IpAddr> {
     interfaces.filter_map(address).collect()
 }
 
+/// Longer than any single request may take: an answer that begins and never ends is given up here.
+const STEP_PATIENCE: Duration = Duration::from_secs(100);
+
+/// Why an engine call did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error(transparent)]
+    Engine(#[from] NetworkError),
+    #[error("the engine did not finish its answer within {} s: {step:?}", STEP_PATIENCE.as_secs())]
+    Unfinished { step: NetworkStep },
+}
+
 /// What an engine call brought about.
 #[derive(Debug)]
 pub enum NetworkOutcome {
@@ -229,13 +242,22 @@ pub enum NetworkOutcome {
     Attached,
     Detached,
     Removed,
+    Forgotten,
 }
 
 /// Makes one engine call.
 ///
 /// # Errors
 /// The engine's refusal.
-pub async fn network_step(engine: &Engine, step: &NetworkStep) -> Result<NetworkOutcome, NetworkError> {
+pub async fn network_step(engine: &Engine, step: &NetworkStep) -> Result<NetworkOutcome, StepError> {
+    let patience = tokio::time::timeout(STEP_PATIENCE, engine_call(engine, step));
+    match patience.await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(StepError::Unfinished { step: step.clone() }),
+    }
+}
+
+async fn engine_call(engine: &Engine, step: &NetworkStep) -> Result<NetworkOutcome, NetworkError> {
     match step {
         NetworkStep::Create {
             service,
@@ -291,5 +313,9 @@ pub async fn network_step(engine: &Engine, step: &NetworkStep) -> Result<Network
             .remove_network(network)
             .await
             .map(|()| NetworkOutcome::Removed),
+        NetworkStep::Forget { name, container } => engine
+            .forget_network(name, container)
+            .await
+            .map(|()| NetworkOutcome::Forgotten),
     }
 }
