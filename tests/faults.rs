@@ -17,6 +17,10 @@ mod daemon;
 mod engine;
 #[path = "faults/figure.rs"]
 mod figure;
+#[path = "faults/race.rs"]
+mod race;
+#[path = "faults/shop.rs"]
+mod shop;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -77,6 +81,6 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
             }
         )* };
     }
-    scenarios!();
+    scenarios!(race);
     Ok(report.finish())
 }

@@ -36,6 +36,8 @@ pub(crate) struct Daemon {
     process: Option<Child>,
     pub(crate) life: Life,
     pub(crate) nft_broken: bool,
+    /// More arguments for `cofferdam run`.
+    pub(crate) arguments: Vec<String>,
     /// The last policy that is valid, by `check`.
     pub(crate) revision: Option<String>,
 }
@@ -65,6 +67,7 @@ impl Daemon {
             process: None,
             life,
             nft_broken: false,
+            arguments: Vec::new(),
             revision: None,
         };
         daemon.install_nft()?;
@@ -184,6 +187,7 @@ impl Daemon {
             .arg(&self.docker_socket)
             .arg("--control-socket")
             .arg(self.control())
+            .args(&self.arguments)
             .env(
                 "PATH",
                 format!("{}:{path}", self.directory.path().join("bin").display()),

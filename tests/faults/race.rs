@@ -1,0 +1,155 @@
+//! The start race: containers whose first instruction connects, declared and not.
+//!
+//! Proves promise 1 (closed first): whatever the daemon's haste, nothing undeclared opens; and measures how often the
+//! declared flow is open by the first SYN.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use crate::engine::Lab;
+use crate::figure::Figure;
+use crate::shop::{DECLARED, Leaks, POLICY, Shop, Spec, UNDECLARED, flows};
+
+const NETWORK: &str = "shop_default";
+/// Longer than the second after which a lost SYN is sent again.
+const SECONDS: &str = "2.5";
+
+pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
+    let mut shop = Shop::open(lab, "race", POLICY).await?;
+    shop.network(NETWORK, 80).await?;
+    let server = shop.start(&Spec::service("server", "server").on(NETWORK)).await?;
+    shop.converge().await?;
+    let addresses = server.addresses(NETWORK)?;
+    let mut targets = flows('+', &["tcp"], &addresses[..1], DECLARED);
+    targets.extend(flows('-', &["tcp", "udp"], &addresses, UNDECLARED));
+
+    let mut figures = Vec::new();
+    // The server itself answers at the undeclared port: without the daemon's rules the probe would succeed.
+    for (name, count, at_once) in [
+        ("race: containers one after the other", 100, 1),
+        ("race: containers, 50 at once", 100, 50),
+    ] {
+        let shop = &shop;
+        let targets = &targets;
+        let reports: Vec<Leaks> = stream::iter(0..count)
+            .map(|number| async move { first_instruction(shop, at_once, number, targets).await })
+            .buffer_unordered(at_once)
+            .try_collect()
+            .await?;
+        figures.push(figure(name, &reports));
+    }
+    figures.push(stopped(&mut shop, &targets).await?);
+    shop.close().await?;
+    Ok(figures)
+}
+
+/// One container of the permitted client, from its start to its report.
+async fn first_instruction(
+    shop: &Shop,
+    at_once: usize,
+    number: usize,
+    targets: &[String],
+) -> anyhow::Result<Leaks> {
+    let mut words = vec!["leak".to_owned(), SECONDS.to_owned()];
+    words.extend(targets.iter().cloned());
+    let spec = Spec::service("client", &format!("client-{at_once}-{number}"))
+        .on(NETWORK)
+        .command(&words);
+    let id = shop.create(&spec).await?;
+    shop.lab
+        .docker
+        .start_container(&id, None)
+        .await
+        .with_context(|| format!("cannot start {}", spec.name))?;
+    let said = shop.printed(&id, Duration::from_secs(60)).await?;
+    shop.remove(&id).await?;
+    Leaks::parse(&said).with_context(|| spec.name.clone())
+}
+
+fn figure(name: &str, reports: &[Leaks]) -> Figure {
+    let first_syn = reports
+        .iter()
+        .filter(|report| report.declared().all(|flow| flow.first_syn == Some(true)))
+        .count();
+    let mut times: Vec<u64> = reports
+        .iter()
+        .flat_map(Leaks::declared)
+        .filter_map(|flow| flow.connected_ms)
+        .collect();
+    times.sort_unstable();
+    let at = |part: usize| times.get((times.len() * part / 100).min(times.len().saturating_sub(1)));
+    let missing: Vec<String> = reports.iter().filter_map(Leaks::missing).collect();
+    Figure {
+        name: name.to_owned(),
+        tried: reports.iter().map(Leaks::tried).sum(),
+        leaks: reports.iter().map(Leaks::leaked).sum(),
+        note: Some(format!(
+            "{first_syn} of {} connected at the first SYN ({:.1} %), connect p50 {:?} ms, p99 {:?} ms",
+            reports.len(),
+            100.0 * first_syn as f64 / reports.len().max(1) as f64,
+            at(50).unwrap_or(&0),
+            at(99).unwrap_or(&0),
+        )),
+        failed: missing
+            .first()
+            .map(|first| format!("{} times {first}", missing.len())),
+        ..Figure::default()
+    }
+}
+
+/// The daemon is stopped during the start: nothing opens; it goes on, and the declared flow works.
+async fn stopped(shop: &mut Shop, targets: &[String]) -> anyhow::Result<Figure> {
+    let mut figure = Figure {
+        name: "race: daemon stopped during the start, then going on".to_owned(),
+        ..Figure::default()
+    };
+    shop.daemon.pause()?;
+    let mut clients = Vec::new();
+    for number in 0..10 {
+        clients.push(
+            shop.start(&Spec::service("client", &format!("late-{number}")).on(NETWORK))
+                .await?,
+        );
+    }
+    // Declared or not: none may pass while nobody has proven the container.
+    let closed: Vec<String> = targets
+        .iter()
+        .map(|target| target.replacen('+', "-", 1))
+        .collect();
+    let probes = clients
+        .iter()
+        .map(|client| shop.leak_probe(Some(client.pid), &closed))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for probe in probes {
+        let leaks = probe.finish().await?;
+        figure.tried += leaks.tried();
+        figure.leaks += leaks.leaked();
+    }
+    shop.daemon.resume()?;
+    let flow = targets[0].trim_start_matches('+').to_owned();
+    let mut slowest = Duration::ZERO;
+    for client in &clients {
+        let opened = shop
+            .until_reached(Some(client.pid), &flow, Duration::from_secs(10))
+            .await;
+        match opened {
+            Ok(time) => slowest = slowest.max(time),
+            Err(error) => figure.failed = Some(format!("{}: {error:#}", client.name)),
+        }
+    }
+    figure.repair_ms = u64::try_from(slowest.as_millis()).ok();
+    shop.converge().await?;
+    let leaks = shop
+        .leaks_for(Some(clients[0].pid), targets, Duration::from_secs(2))
+        .await?;
+    figure.tried += leaks.tried();
+    figure.leaks += leaks.leaked();
+    figure.failed = figure.failed.or(leaks.missing());
+    for client in clients {
+        shop.remove(&client.id).await?;
+    }
+    Ok(figure)
+}
