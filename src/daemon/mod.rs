@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`run`] | the loop: one pass for each cause |
 //! | [`once`] | one reconcile, and the removal of every trace |
+//! | [`guard`] | closed rules before the engine starts |
 //! | [`executor`] | carrying a plan out, step by step |
 //! | [`reader`] | reading engine objects again after events, never two readings of one at once |
 //! | [`source`], [`reload`] | the policy directory, and its changes |
@@ -13,6 +14,7 @@
 
 pub mod control;
 pub mod executor;
+pub mod guard;
 pub mod lock;
 pub mod once;
 pub mod reader;
