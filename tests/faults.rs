@@ -11,20 +11,24 @@
 // The laboratory is shared with the conformance runner, which uses other parts of it.
 #![allow(dead_code, reason = "shared with the conformance runner")]
 
-#[path = "faults/crashes.rs"]
-mod crashes;
+#[path = "faults/boot.rs"]
+mod boot;
 #[path = "conformance/daemon.rs"]
 mod daemon;
 #[path = "conformance/engine.rs"]
 mod engine;
 #[path = "faults/figure.rs"]
 mod figure;
-#[path = "faults/kernel.rs"]
-mod kernel;
+#[path = "faults/outage.rs"]
+mod outage;
+#[path = "faults/proxy.rs"]
+mod proxy;
 #[path = "faults/race.rs"]
 mod race;
 #[path = "faults/shop.rs"]
 mod shop;
+#[path = "faults/state.rs"]
+mod state;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -86,6 +90,6 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
             }
         )* };
     }
-    scenarios!(race, crashes, kernel);
+    scenarios!(race, outage, boot);
     Ok(report.finish())
 }

@@ -162,6 +162,7 @@ fn listing(containers: &[(BTreeSet<usize>, BTreeSet<usize>)]) -> Listing {
     Listing {
         containers: containers.iter().enumerate().map(container).collect(),
         networks: (0..NETWORKS).map(network).collect(),
+        ..Listing::default()
     }
 }
 
@@ -180,7 +181,6 @@ fn planner(
         ipv6: None,
     };
     let mut planner = Planner::new(OPTIONS, pools, Rights { policy, unmanaged });
-    planner.reset(listing(containers));
     let index = |network: usize| u32::try_from(network + 2).unwrap();
     let bridges = (0..NETWORKS)
         .map(|network| (index(network), bridge(network)))
@@ -203,6 +203,8 @@ fn planner(
         }
     }
     planner.reset_links(bridges, ports);
+    let began = planner.moment();
+    planner.reset(listing(containers), began);
     planner
 }
 

@@ -3,6 +3,7 @@
 mod apply;
 pub mod check;
 mod down;
+mod guard;
 mod run;
 mod status;
 
@@ -32,6 +33,8 @@ enum Command {
     Run(SettingsArgs),
     /// Bring the host to what the policy says, once
     Apply(apply::ApplyArgs),
+    /// Close Docker's networks before the engine starts, unless the rules stand
+    Guard(guard::GuardArgs),
     /// Validate policy files: every fault, with its place
     Check(check::Args),
     /// Show what is in force: policy, services, endpoints, edges and their hits
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => concluded(run::run(args)),
         Command::Apply(args) => concluded(apply::run(args)),
+        Command::Guard(args) => concluded(guard::run(args)),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Down(args) => concluded(down::run(args)),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
@@ -133,6 +134,16 @@ impl Kernel {
     /// The host's bridges, ports and routes.
     pub fn links(&self) -> &Links {
         &self.links
+    }
+
+    /// Whether every base chain of this ruleset stands in the kernel, hooked as it says.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn stands(&mut self, ruleset: &Ruleset) -> Result<bool, ElementsError> {
+        let hooked = self.elements.base_chains()?;
+        Ok(base_chains(ruleset)
+            .all(|(family, chain, hook)| hooked.get(&(family, chain.clone())) == Some(&hook)))
     }
 
     /// Whether there is any base chain of ours.
@@ -344,6 +355,18 @@ fn host_addresses() -> BTreeSet<IpAddr> {
     interfaces.filter_map(address).collect()
 }
 
+/// Longer than any single request may take: an answer that begins and never ends is given up here.
+const STEP_PATIENCE: Duration = Duration::from_secs(100);
+
+/// Why an engine call did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error(transparent)]
+    Engine(#[from] NetworkError),
+    #[error("the engine did not finish its answer within {} s: {step:?}", STEP_PATIENCE.as_secs())]
+    Unfinished { step: NetworkStep },
+}
+
 /// What an engine call brought about.
 #[derive(Debug)]
 pub enum NetworkOutcome {
@@ -351,13 +374,22 @@ pub enum NetworkOutcome {
     Attached,
     Detached,
     Removed,
+    Forgotten,
 }
 
 /// Makes one engine call.
 ///
 /// # Errors
 /// The engine's refusal.
-pub async fn network_step(engine: &Engine, step: &NetworkStep) -> Result<NetworkOutcome, NetworkError> {
+pub async fn network_step(engine: &Engine, step: &NetworkStep) -> Result<NetworkOutcome, StepError> {
+    let patience = tokio::time::timeout(STEP_PATIENCE, engine_call(engine, step));
+    match patience.await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(StepError::Unfinished { step: step.clone() }),
+    }
+}
+
+async fn engine_call(engine: &Engine, step: &NetworkStep) -> Result<NetworkOutcome, NetworkError> {
     match step {
         NetworkStep::Create {
             service,
@@ -417,5 +449,9 @@ pub async fn network_step(engine: &Engine, step: &NetworkStep) -> Result<Network
             .await
             .map(|()| NetworkOutcome::Removed)
             .inspect(|_| fault::point("network-removed")),
+        NetworkStep::Forget { name, container } => engine
+            .forget_network(name, container)
+            .await
+            .map(|()| NetworkOutcome::Forgotten),
     }
 }

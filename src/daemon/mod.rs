@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`run`] | the loop: one pass for each cause |
 //! | [`once`] | one reconcile, and the removal of every trace |
+//! | [`guard`] | closed rules before the engine starts |
 //! | [`executor`] | carrying a plan out, step by step |
 //! | [`drift`] | what others change of ours: noticed, put back, counted |
 //! | [`reader`] | reading engine objects again after events, never two readings of one at once |
@@ -15,6 +16,7 @@
 pub mod control;
 pub mod drift;
 pub mod executor;
+pub mod guard;
 pub mod lock;
 pub mod once;
 pub mod reader;

@@ -80,10 +80,13 @@ pub async fn apply(settings: &Settings) -> Result<Applied, Refusal> {
 }
 
 async fn observe(engine: &Engine, kernel: &Kernel, planner: &mut Planner) -> Result<(), Refusal> {
-    planner.reset(engine.list().await?);
+    // Links first: what the engine says counts only for ports that were there before.
     run::observe_links(kernel.links(), planner)
         .await
-        .map_err(|error| Refusal::system("list the host's links", error))
+        .map_err(|error| Refusal::system("list the host's links", error))?;
+    let began = planner.moment();
+    planner.reset(engine.list().await?, began);
+    Ok(())
 }
 
 /// Makes the plan's engine calls, one after the other. Returns whether there is any use in another round.

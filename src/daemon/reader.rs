@@ -1,13 +1,26 @@
 //! Reads engine objects again after events. One reading of an object at a time: an event that comes during a reading makes
 //! another one follow, and only the last is used, so that an old reading never overwrites a newer one.
+//!
+//! Every reading ends: after [`PATIENCE`] it has failed. When the engine is lost, the readings under way are given up, so
+//! that none of them keeps the next connection's waiting.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::docker::{Engine, EngineError, NetworkSnapshot};
 use crate::inventory::{Container, ContainerId, Listing, NetworkId};
+use crate::plan::Moment;
+
+/// Longer than any single request may take: an answer that begins and never ends is given up here.
+const PATIENCE: Duration = Duration::from_secs(100);
+
+/// A reading that takes longer than this is worth a word in the status. Starts keep an inspection waiting for half a second.
+const LATE: Duration = Duration::from_secs(5);
 
 /// What can be read.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,46 +37,66 @@ pub enum Reading {
     Container(ContainerId, Option<Container>),
     Network(NetworkId, Option<NetworkSnapshot>),
     /// The engine did not answer; what it was asked stays open until the next listing.
-    Failed(Object, EngineError),
+    Failed(Object, ReadingError),
 }
 
-impl Reading {
-    fn object(&self) -> Object {
-        match self {
-            Self::Everything(_) => Object::Everything,
-            Self::Container(id, _) => Object::Container(id.clone()),
-            Self::Network(id, _) => Object::Network(id.clone()),
-            Self::Failed(object, _) => object.clone(),
-        }
-    }
+/// Why there is no reading.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadingError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("the engine did not finish its answer within {} s", PATIENCE.as_secs())]
+    Unfinished,
+}
+
+/// A reading on its way to the daemon.
+#[derive(Debug)]
+pub struct Finished {
+    number: u64,
+    object: Object,
+    reading: Reading,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    number: u64,
+    /// Whether it must be read again after that.
+    again: bool,
+    moment: Moment,
+    began: Instant,
+    task: AbortHandle,
 }
 
 /// Starts readings and hands them over.
 #[derive(Debug)]
 pub struct Reader {
     engine: Option<Engine>,
-    /// What is being read, and whether it must be read again after that.
-    reading: BTreeMap<Object, bool>,
-    sender: mpsc::UnboundedSender<Reading>,
+    reading: BTreeMap<Object, UnderWay>,
+    count: u64,
+    sender: mpsc::UnboundedSender<Finished>,
 }
 
 impl Reader {
     /// A reader and where its readings come out. At most one reading of each object waits there.
-    pub fn new() -> (Self, mpsc::UnboundedReceiver<Reading>) {
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Finished>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (
             Self {
                 engine: None,
                 reading: BTreeMap::new(),
+                count: 0,
                 sender,
             },
             receiver,
         )
     }
 
-    /// Uses this engine from now on; readings of another one are dropped when they come.
+    /// Uses this engine from now on; readings of another one are given up.
     pub fn connect(&mut self, engine: Option<Engine>) {
         self.engine = engine;
+        for (_, reading) in std::mem::take(&mut self.reading) {
+            reading.task.abort();
+        }
     }
 
     /// The engine in use.
@@ -81,46 +114,75 @@ impl Reader {
         self.reading.contains_key(&Object::Everything)
     }
 
-    /// Reads an object, now or, when it is being read already, once more after that.
-    pub fn read(&mut self, object: Object) {
-        if let Some(again) = self.reading.get_mut(&object) {
-            *again = true;
+    /// How long the longest full listing under way has kept us waiting, where that is unusual.
+    pub fn is_late(&self) -> Option<Duration> {
+        let listing = self.reading.get(&Object::Everything)?;
+        Some(listing.began.elapsed()).filter(|since| *since >= LATE)
+    }
+
+    /// Reads an object, now or, when it is being read already, once more after that. `moment` is when it began.
+    pub fn read(&mut self, object: Object, moment: Moment) {
+        if let Some(reading) = self.reading.get_mut(&object) {
+            reading.again = true;
             return;
         }
         let Some(engine) = self.engine.clone() else { return };
-        self.reading.insert(object.clone(), false);
-        let sender = self.sender.clone();
-        tokio::spawn(async move {
+        self.count += 1;
+        let (number, sender, of) = (self.count, self.sender.clone(), object.clone());
+        let task = tokio::spawn(async move {
+            let reading = read(&engine, &of).await;
             // The receiver is gone only when the daemon ends.
-            let _ = sender.send(read(&engine, object).await);
+            let _ = sender.send(Finished {
+                number,
+                object: of,
+                reading,
+            });
         });
+        let reading = UnderWay {
+            number,
+            again: false,
+            moment,
+            began: Instant::now(),
+            task: task.abort_handle(),
+        };
+        self.reading.insert(object, reading);
     }
 
-    /// Takes a finished reading: `None` when it is out of date, and another is under way.
-    pub fn finish(&mut self, reading: Reading) -> Option<Reading> {
-        let object = reading.object();
-        if self.reading.remove(&object) == Some(true) {
-            self.read(object);
+    /// Takes a finished reading with the moment at which it began: `None` when it was given up, or when it is out of date
+    /// and another is under way.
+    pub fn finish(&mut self, finished: Finished, now: Moment) -> Option<(Reading, Moment)> {
+        let Finished {
+            number,
+            object,
+            reading,
+        } = finished;
+        if self.reading.get(&object).is_none_or(|it| it.number != number) {
+            return None;
+        }
+        let under_way = self.reading.remove(&object)?;
+        // After a failure the caller decides when to try again.
+        if under_way.again && !matches!(reading, Reading::Failed(..)) {
+            self.read(object, now);
             return None;
         }
         if let Reading::Failed(object, error) = &reading {
-            warn!(%error, ?object, "the engine did not answer; the next listing will tell");
+            warn!(%error, ?object, "the engine did not answer: everything will be listed");
         }
-        Some(reading)
+        Some((reading, under_way.moment))
     }
 }
 
-async fn read(engine: &Engine, object: Object) -> Reading {
-    let result = match &object {
-        Object::Everything => engine.list().await.map(Reading::Everything),
-        Object::Container(id) => engine
-            .container(id)
-            .await
-            .map(|container| Reading::Container(id.clone(), container)),
-        Object::Network(id) => engine
-            .network(id)
-            .await
-            .map(|network| Reading::Network(id.clone(), network)),
+async fn read(engine: &Engine, object: &Object) -> Reading {
+    let reading = async {
+        Ok::<_, ReadingError>(match object {
+            Object::Everything => Reading::Everything(engine.list().await?),
+            Object::Container(id) => Reading::Container(id.clone(), engine.container(id).await?),
+            Object::Network(id) => Reading::Network(id.clone(), engine.network(id).await?),
+        })
     };
-    result.unwrap_or_else(|error| Reading::Failed(object, error))
+    match timeout(PATIENCE, reading).await {
+        Ok(Ok(reading)) => reading,
+        Ok(Err(error)) => Reading::Failed(object.clone(), error),
+        Err(_) => Reading::Failed(object.clone(), ReadingError::Unfinished),
+    }
 }

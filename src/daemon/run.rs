@@ -12,21 +12,21 @@ use tracing::{debug, error, info, warn};
 
 use super::control;
 use super::drift::{self, Repairs};
-use super::executor::{Kernel, NetworkOutcome, network_step};
+use super::executor::{Kernel, NetworkOutcome, StepError, network_step};
 use super::lock::Lock;
-use super::reader::{Object, Reader, Reading};
+use super::reader::{Finished, Object, Reader, Reading};
 use super::source::{self, SourceError};
 use super::status::{Passes, PolicyStatus, Refused, State, Status};
 use super::{Refusal, reload};
-use crate::docker::{Engine, EngineError, EngineEvent, NetworkError, subscribe};
+use crate::docker::{Engine, EngineError, EngineEvent, subscribe};
 use crate::fault;
-use crate::inventory::{Endpoint, Lifecycle};
+use crate::inventory::{Endpoint, Lifecycle, Network};
 use crate::kernel::generation::{GenerationEvent, GenerationWatch};
 use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};
 use crate::model::Rights;
 use crate::plan::networks::{NetworkStep, PoolExhausted, Subject};
-use crate::plan::{KernelStep, Plan, Planner};
+use crate::plan::{Doubt, KernelStep, Plan, Planner};
 use crate::policy::Loaded;
 use crate::settings::Settings;
 
@@ -36,6 +36,9 @@ const RESYNC: Duration = Duration::from_secs(60);
 const LINK_EVENTS: usize = 4096;
 /// The first pause after a failure; it doubles up to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// How long after a pass it is first looked whether kernel and engine still fit, and the longest pause between such looks.
+const DOUBT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
 
 /// Why a pass runs, for the log: the first cause that came since the last pass.
 type Cause = &'static str;
@@ -77,7 +80,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
 struct Inputs {
     links: mpsc::Receiver<LinkEvent>,
     engine: mpsc::Receiver<EngineEvent>,
-    readings: mpsc::UnboundedReceiver<Reading>,
+    readings: mpsc::UnboundedReceiver<Finished>,
     steps: mpsc::UnboundedReceiver<StepDone>,
     retries: mpsc::UnboundedReceiver<Retry>,
     generations: mpsc::Receiver<GenerationEvent>,
@@ -91,12 +94,14 @@ struct Inputs {
 /// An engine call that is over.
 struct StepDone {
     step: NetworkStep,
-    result: Result<NetworkOutcome, NetworkError>,
+    result: Result<NetworkOutcome, StepError>,
 }
 
 /// What is tried again after a pause.
 enum Retry {
     Kernel,
+    Listing,
+    Doubts,
     Step(NetworkStep),
 }
 
@@ -106,6 +111,19 @@ struct KernelFailure {
     attempts: u32,
     /// Nothing is tried before, so that a hanging nft does not hang every pass.
     retry_at: Instant,
+}
+
+/// What does not fit although nothing is going on any more: an event was lost.
+#[derive(Debug, Default)]
+struct Doubts {
+    /// Whether a look is due.
+    due: bool,
+    /// Looks in a row that found something.
+    looks: u32,
+    /// What the last look found.
+    found: BTreeSet<Doubt>,
+    /// What was still so after a listing: it is so, for example a port that somebody added by hand.
+    accepted: BTreeSet<Doubt>,
 }
 
 struct Daemon {
@@ -125,8 +143,12 @@ struct Daemon {
     without_bridge_netfilter: Option<String>,
     /// Engine calls that fail: how often in a row, and why.
     step_failures: BTreeMap<Subject, (u32, String)>,
-    /// Whether the engine could not be reached since the start.
-    engine_missing: bool,
+    /// Why the engine cannot be reached. It stays until a listing has succeeded.
+    engine_missing: Option<String>,
+    /// Readings that failed since the last listing: how many, and why.
+    reading_failures: (u32, String),
+    relisting: bool,
+    doubts: Doubts,
     passes: Passes,
     policy: PolicyStatus,
     status: watch::Sender<Arc<Status>>,
@@ -201,7 +223,10 @@ impl Daemon {
             repairs: Repairs::default(),
             without_bridge_netfilter: None,
             step_failures: BTreeMap::new(),
-            engine_missing: false,
+            engine_missing: None,
+            reading_failures: (0, String::new()),
+            relisting: false,
+            doubts: Doubts::default(),
             passes: Passes::default(),
             policy: PolicyStatus::default(),
             status,
@@ -288,8 +313,8 @@ impl Daemon {
     }
 
     async fn resync(&mut self, cause: Cause) -> Option<Cause> {
-        self.reader.read(Object::Everything);
         self.list_links().await;
+        self.read(Object::Everything);
         self.without_bridge_netfilter = match bridge_netfilter::ensure().await {
             Ok(()) => None,
             Err(error) => Some(chain(&error)),
@@ -329,21 +354,27 @@ impl Daemon {
             EngineEvent::Connected(engine) => {
                 info!(version = engine.info().version, "connected to the engine");
                 self.reader.connect(Some(engine));
-                self.reader.read(Object::Everything);
-                None
+                self.read(Object::Everything);
+                Some("engine found")
             }
             EngineEvent::Disconnected { reason, retry_in } => {
                 let retry_ms = u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX);
+                // Each attempt ends here: only news is worth a line and a pass.
+                if self.reader.engine().is_none() && self.engine_missing.as_ref() == Some(&reason) {
+                    debug!(reason, retry_ms, "still no connection to the engine");
+                    return None;
+                }
                 warn!(
                     reason,
                     retry_ms, "no connection to the engine: the rules stand, nothing new opens"
                 );
                 self.reader.connect(None);
-                self.engine_missing = true;
+                self.engine_missing = Some(reason);
+                self.release_held_back();
                 Some("engine lost")
             }
             EngineEvent::Resync => {
-                self.reader.read(Object::Everything);
+                self.read(Object::Everything);
                 None
             }
             event if self.reader.is_listing() => {
@@ -358,16 +389,16 @@ impl Daemon {
     fn object_event(&mut self, event: EngineEvent) -> Option<Cause> {
         match event {
             EngineEvent::ContainerCreated(id) => {
-                self.reader.read(Object::Container(id));
+                self.read(Object::Container(id));
                 None
             }
             EngineEvent::ContainerStarted(id) | EngineEvent::ContainerRenamed(id) => {
-                self.reader.read(Object::Container(id));
+                self.read(Object::Container(id));
                 None
             }
             EngineEvent::ContainerStopped(id) => {
                 self.planner.set_lifecycle(&id, Lifecycle::Stopped);
-                self.reader.read(Object::Container(id));
+                self.read(Object::Container(id));
                 Some("container stopped")
             }
             EngineEvent::ContainerDestroyed(id) => {
@@ -375,45 +406,66 @@ impl Daemon {
                 Some("container removed")
             }
             EngineEvent::NetworkCreated(id) => {
-                self.reader.read(Object::Network(id));
+                self.read(Object::Network(id));
                 None
             }
             EngineEvent::NetworkDestroyed(id) => {
+                let ours = self
+                    .planner
+                    .inventory()
+                    .network(&id)
+                    .is_some_and(Network::is_ours);
                 self.planner.remove_network(&id);
+                if ours {
+                    // Stopped containers may still wish for it, and then they cannot start: only a listing shows that.
+                    self.read(Object::Everything);
+                }
                 Some("network removed")
             }
             EngineEvent::EndpointConnected { network, container } => {
                 if self.planner.inventory().container(&container).is_none() {
-                    self.reader.read(Object::Container(container));
+                    self.read(Object::Container(container));
                 }
-                self.reader.read(Object::Network(network));
+                self.read(Object::Network(network));
                 None
             }
             EngineEvent::EndpointDisconnected { network, container } => {
                 // The address may be another's already; whether the attachment stays, the container tells.
                 self.planner
-                    .set_endpoint(&container, &network, Endpoint::default());
-                self.reader.read(Object::Container(container));
+                    .set_endpoint(&container, &network, Endpoint::default(), self.planner.moment());
+                self.read(Object::Container(container));
                 Some("endpoint gone")
             }
             EngineEvent::Connected(_) | EngineEvent::Disconnected { .. } | EngineEvent::Resync => None,
         }
     }
 
-    fn reading(&mut self, reading: Reading) -> Option<Cause> {
-        match self.reader.finish(reading)? {
+    /// Reads an object; what it says counts for the ports that are there now.
+    fn read(&mut self, object: Object) {
+        self.reader.read(object, self.planner.moment());
+    }
+
+    /// Events that waited for a listing, in their order.
+    fn release_held_back(&mut self) {
+        for event in std::mem::take(&mut self.held_back) {
+            self.object_event(event);
+        }
+    }
+
+    fn reading(&mut self, finished: Finished) -> Option<Cause> {
+        let (reading, began) = self.reader.finish(finished, self.planner.moment())?;
+        match reading {
             Reading::Everything(listing) => {
-                self.planner.reset(listing);
+                self.planner.reset(listing, began);
                 self.listed = true;
                 fault::point("listed");
-                let held_back = std::mem::take(&mut self.held_back);
-                for event in held_back {
-                    self.object_event(event);
-                }
+                self.engine_missing = None;
+                self.reading_failures = (0, String::new());
+                self.release_held_back();
                 Some("listing")
             }
             Reading::Container(_, Some(container)) => {
-                self.planner.upsert_container(container);
+                self.planner.upsert_container(container, began);
                 Some("container read")
             }
             Reading::Container(id, None) => {
@@ -423,8 +475,20 @@ impl Daemon {
             Reading::Network(_, Some(snapshot)) => {
                 let id = snapshot.network.id.clone();
                 self.planner.upsert_network(snapshot.network);
+                // Of those whose proof waited for this, the ones that are no longer on it.
+                for container in self.planner.unconfirmed_on(&id) {
+                    if !snapshot.endpoints.contains_key(&container) {
+                        self.planner
+                            .set_endpoint(&container, &id, Endpoint::default(), began);
+                        self.read(Object::Container(container));
+                    }
+                }
                 for (container, endpoint) in snapshot.endpoints {
-                    self.planner.set_endpoint(&container, &id, endpoint);
+                    self.planner.set_endpoint(&container, &id, endpoint, began);
+                }
+                let unknown: Vec<_> = self.planner.inventory().unknown_containers().cloned().collect();
+                for container in unknown {
+                    self.read(Object::Container(container));
                 }
                 Some("network read")
             }
@@ -432,15 +496,65 @@ impl Daemon {
                 self.planner.remove_network(&id);
                 Some("network gone")
             }
-            Reading::Failed(Object::Everything, _) => {
-                self.retry_later(Retry::Kernel, 3);
-                None
-            }
-            Reading::Failed(..) => {
-                self.reader.read(Object::Everything);
-                None
+            Reading::Failed(object, error) => {
+                let (failures, last) = &mut self.reading_failures;
+                *failures = failures.saturating_add(1);
+                *last = chain(&error);
+                let failures = *failures;
+                // Whatever failed, a listing makes up for it. One at a time, with growing pauses.
+                if !self.relisting {
+                    self.relisting = true;
+                    self.retry_later(Retry::Listing, failures);
+                }
+                if object == Object::Everything {
+                    self.release_held_back();
+                }
+                Some("reading failed")
             }
         }
+    }
+
+    /// Looks, some time after a pass, whether what the kernel shows fits what the engine said. Where it does not and nothing
+    /// happens any more, an event was lost: everything is listed again.
+    fn look_for_doubts(&mut self) {
+        let doubts = &mut self.doubts;
+        doubts.due = false;
+        let found = self.planner.doubts();
+        let lasting = found
+            .intersection(&doubts.found)
+            .any(|it| !doubts.accepted.contains(it));
+        doubts.accepted.retain(|it| found.contains(it));
+        doubts.looks = if found.is_subset(&doubts.accepted) {
+            0
+        } else {
+            doubts.looks + 1
+        };
+        doubts.found = found;
+        if lasting && self.reader.engine().is_some() {
+            debug!(doubts = ?self.doubts.found, "kernel and engine do not fit: an event was lost");
+            // If it is still so after this, then it is so.
+            self.doubts.accepted.clone_from(&self.doubts.found);
+            self.read(Object::Everything);
+        }
+        if self.doubts.looks > 0 {
+            self.look_later();
+        }
+    }
+
+    fn look_later(&mut self) {
+        if self.doubts.due || !self.listed {
+            return;
+        }
+        self.doubts.due = true;
+        let (first, last) = DOUBT;
+        let pause = first
+            .saturating_mul(1 << self.doubts.looks.saturating_sub(2).min(5))
+            .min(last);
+        let sender = self.retries.clone();
+        tokio::spawn(async move {
+            sleep(pause).await;
+            let _ = sender.send(Retry::Doubts);
+        });
     }
 
     /// Others changed nftables: what they did to our tables is undone by replacing all of it, in one transaction.
@@ -544,7 +658,8 @@ impl Daemon {
                         ipv4: Some(*ipv4),
                         ipv6: *ipv6,
                     };
-                    self.planner.set_endpoint(container, network, endpoint);
+                    let now = self.planner.moment();
+                    self.planner.set_endpoint(container, network, endpoint, now);
                 }
             }
             (NetworkStep::Detach { network, container }, _) => {
@@ -554,6 +669,10 @@ impl Daemon {
                 info!(network = name, "network removed");
                 self.planner.remove_network(network);
             }
+            (NetworkStep::Forget { name, container }, _) => {
+                info!(network = name, %container, "a stopped container no longer waits for a network that is gone");
+                self.planner.network_forgotten(container, name);
+            }
             (NetworkStep::Create { .. }, _) => {}
         }
     }
@@ -562,13 +681,22 @@ impl Daemon {
         match retry {
             Retry::Kernel => {
                 if !self.listed {
-                    self.reader.read(Object::Everything);
+                    self.read(Object::Everything);
                 }
+            }
+            Retry::Listing => {
+                self.relisting = false;
+                self.read(Object::Everything);
+                return None;
+            }
+            Retry::Doubts => {
+                self.look_for_doubts();
+                return None;
             }
             Retry::Step(step) => {
                 self.planner.network_step_done(step);
                 // What it worked on may have changed: read it, so that the next plan is made from what is true.
-                self.reader.read(Object::Everything);
+                self.read(Object::Everything);
             }
         }
         Some("retry")
@@ -598,6 +726,10 @@ impl Daemon {
             // What could not be done is not wanted any more.
             self.kernel_failure = None;
         }
+        for network in self.planner.unconfirmed() {
+            self.read(Object::Network(network));
+        }
+        self.look_later();
         let wanted = |subject: &Subject| plan.networks.iter().any(|step| step.subject() == *subject);
         self.step_failures
             .retain(|subject, _| self.planner.is_busy(subject) || wanted(subject));
@@ -641,7 +773,7 @@ impl Daemon {
     /// rules a skeleton that is closed for Docker's bridges is.
     fn may_touch_the_kernel(&mut self) -> bool {
         let known = self.listed && self.policy.revision.is_some();
-        let skeleton = self.engine_missing && !self.kernel.has_tables().unwrap_or(true);
+        let skeleton = self.engine_missing.is_some() && !self.kernel.has_tables().unwrap_or(true);
         known || self.planner.is_applied() || skeleton
     }
 
@@ -710,6 +842,25 @@ impl Daemon {
         status
             .reasons
             .extend(self.step_failures.values().map(|(_, error)| error.clone()));
+        match (&self.engine_missing, &self.reading_failures) {
+            (Some(reason), _) if self.reader.engine().is_none() => {
+                status
+                    .reasons
+                    .push(format!("no connection to the engine: {reason}"));
+            }
+            (_, (failures, last)) if *failures > 0 => {
+                status
+                    .reasons
+                    .push(format!("the engine could not be read: {last}"));
+            }
+            _ => {}
+        }
+        if let Some(since) = self.reader.is_late() {
+            let seconds = since.as_secs();
+            status
+                .reasons
+                .push(format!("the engine has not answered a listing for {seconds} s"));
+        }
         status.settled = self.planner.busy().next().is_none() && !self.reader.is_busy();
         status.state = if self.reader.engine().is_none() {
             State::Waiting

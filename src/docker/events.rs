@@ -9,6 +9,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
+use bollard::Docker;
 use bollard::models::{EventMessage, EventMessageTypeEnum};
 use bollard::query_parameters::{EventsOptions, EventsOptionsBuilder};
 use futures_util::{Stream, StreamExt as _};
@@ -23,7 +24,11 @@ use crate::inventory::{ContainerId, NetworkId};
 const WAITING: usize = 8192;
 
 /// The reconnection's shortest and longest pause.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+
+/// An engine that hangs keeps its streams open and says nothing: so it is asked this often, and must answer within the second
+/// time. Even an engine that starts hundreds of containers answers a ping in milliseconds.
+const PING: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(5));
 
 /// A stream that lived so long was a success: the next pause is the shortest again.
 const SUCCESS: Duration = Duration::from_secs(1);
@@ -117,6 +122,7 @@ async fn read(engine: Engine, sender: &mpsc::Sender<EngineEvent>) -> String {
     let Ok(permit) = sender.reserve().await else {
         return "nobody listens".to_owned();
     };
+    let docker = engine.docker.clone();
     let stream = engine.docker.events(Some(options(SystemTime::now())));
     permit.send(EngineEvent::Connected(engine.clone()));
     let events = stream.filter_map(|message| {
@@ -125,7 +131,23 @@ async fn read(engine: Engine, sender: &mpsc::Sender<EngineEvent>) -> String {
             Err(error) => Some(Err(chain(&error))),
         })
     });
-    forward(events, sender).await
+    tokio::select! {
+        reason = forward(events, sender) => reason,
+        reason = silence(&docker) => reason,
+    }
+}
+
+/// Ends when the engine no longer answers.
+async fn silence(docker: &Docker) -> String {
+    let (pause, patience) = PING;
+    loop {
+        tokio::time::sleep(pause).await;
+        match tokio::time::timeout(patience, docker.ping()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return format!("the engine does not answer: {}", chain(&error)),
+            Err(_) => return format!("the engine has not answered for {} s", patience.as_secs()),
+        }
+    }
 }
 
 /// Passes events on and never waits for the consumer: what finds no room is dropped, and one `Resync` takes its place

@@ -41,6 +41,7 @@ impl Engine {
         let summaries = summaries.map_err(EngineError::request("list the containers"))?;
         let networks = self.list_networks().await?;
         let names = NetworkNames::new(&networks);
+        let stale = wire::stale_wishes(&summaries, &networks);
 
         let containers = stream::iter(summaries)
             .map(|summary| self.listed_container(summary, &names))
@@ -71,6 +72,7 @@ impl Engine {
         Ok(Listing {
             containers: containers.into_values().collect(),
             networks,
+            stale,
         })
     }
 

@@ -34,11 +34,13 @@ impl NetworkNames {
 
     /// The id that an attachment means. A container that was started once has it from then on, even of a network that
     /// is gone: then it cannot start, whether or not another network has taken the name (`network … not found`).
+    ///
+    /// The default network counts by its name alone: it has another id after each start of the engine.
     fn resolve(&self, container: &ContainerId, name: &str, id: &str) -> Option<NetworkId> {
-        if !id.is_empty() {
+        let name = if name == "default" { "bridge" } else { name };
+        if !id.is_empty() && !(name == "bridge" && self.0.contains_key(name)) {
             return Some(NetworkId(id.to_owned()));
         }
-        let name = if name == "default" { "bridge" } else { name };
         match self.0.get(name).map(Vec::as_slice) {
             Some([one]) => Some(one.clone()),
             Some(several) => {
@@ -129,7 +131,40 @@ pub(super) fn needs_names(answer: &api::ContainerInspectResponse) -> bool {
         .and_then(|settings| settings.networks.as_ref())
         .into_iter()
         .flatten();
-    networks.any(|(_, settings)| is_empty(settings.network_id.as_deref()))
+    networks.any(|(name, settings)| {
+        let without_id = is_empty(settings.network_id.as_deref());
+        without_id || name == "bridge" && is_empty(settings.endpoint_id.as_deref())
+    })
+}
+
+/// What our networks' names begin with.
+const OUR_NAMES: &str = "cofferdam-";
+
+/// The wishes of stopped containers for networks with names of ours that are gone.
+pub(super) fn stale_wishes(
+    summaries: &[api::ContainerSummary],
+    networks: &[Network],
+) -> BTreeMap<ContainerId, BTreeSet<String>> {
+    let known: BTreeSet<&str> = networks.iter().map(|network| network.id.0.as_str()).collect();
+    let mut stale = BTreeMap::<ContainerId, BTreeSet<String>>::new();
+    for summary in summaries {
+        let Some(id) = &summary.id else { continue };
+        let attachments = summary
+            .network_settings
+            .as_ref()
+            .and_then(|it| it.networks.as_ref());
+        for (name, settings) in attachments.into_iter().flatten() {
+            let network = settings.network_id.as_deref().unwrap_or_default();
+            let live = !is_empty(settings.endpoint_id.as_deref());
+            if name.starts_with(OUR_NAMES) && !network.is_empty() && !known.contains(network) && !live {
+                stale
+                    .entry(ContainerId(id.clone()))
+                    .or_default()
+                    .insert(name.clone());
+            }
+        }
+    }
+    stale
 }
 
 /// A published port as the list tells it; one that is only exposed has no public port.

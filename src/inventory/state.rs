@@ -9,6 +9,9 @@ use super::{Container, ContainerId, Endpoint, Lifecycle, Network, NetworkId};
 pub struct Listing {
     pub containers: Vec<Container>,
     pub networks: Vec<Network>,
+    /// Networks that are gone, by name, that stopped containers of this host still wish for: such a container cannot
+    /// start. Only those with names that we give.
+    pub stale: BTreeMap<ContainerId, BTreeSet<String>>,
 }
 
 /// The objects that an event really touched: a value that was already so is no change.

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::compile::Structure;
 use super::ledger::Claim;
 use super::names::{self, chain};
+use super::planner::{Moment, Readings};
 use super::ruleset::{ChainName, Key, SetName, SetRef};
 use crate::inventory::links::Links;
 use crate::inventory::{Container, ContainerId, Endpoint, Inventory, Network, NetworkId, NetworkKind};
@@ -22,6 +23,10 @@ pub struct View<'a> {
     pub links: &'a Links,
     pub standings: &'a BTreeMap<ContainerId, Standing>,
     pub guarded: &'a BTreeSet<NetworkId>,
+    /// When each endpoint was last read.
+    pub readings: &'a Readings,
+    /// When each port was first seen.
+    pub since: &'a BTreeMap<u32, Moment>,
     pub structure: &'a Structure,
     pub rights: &'a Rights,
 }
@@ -58,7 +63,7 @@ impl View<'_> {
                 // No rights and no proof: nothing of it passes.
                 Standing::Quarantined(_) => continue,
             }
-            self.binding(bridge, endpoint, &mut claim);
+            self.binding(&container.id, &network.id, bridge, endpoint, &mut claim);
         }
         if let Standing::Managed(identity) = standing {
             self.published(container, identity, &mut claim);
@@ -155,22 +160,67 @@ impl View<'_> {
     }
 
     /// The proof of identity: port, MAC and address belong together.
-    fn binding(&self, bridge: &IfName, endpoint: &Endpoint, claim: &mut Claim) {
+    fn binding(
+        &self,
+        container: &ContainerId,
+        network: &NetworkId,
+        bridge: &IfName,
+        endpoint: &Endpoint,
+        claim: &mut Claim,
+    ) {
         let Some(mac) = endpoint.mac else { return };
         claim.insert((bridge_set("macs"), Key::Mac(mac)), None);
-        let port = self
-            .links
-            .bridge_index(bridge)
-            .and_then(|bridge| self.links.port_of(bridge, mac));
-        let Some(port) = port else { return };
+        let Some(port) = self.port(bridge, mac) else {
+            return;
+        };
+        if !self.is_confirmed(container, network, port) {
+            return;
+        }
         let mut bind = |address: IpAddr| {
-            let (set, key) = binding(port.index, mac, address);
+            let (set, key) = binding(port, mac, address);
             claim.insert((set, key), None);
         };
         endpoint.addresses().for_each(&mut bind);
         if endpoint.ipv6.is_some() {
             bind(IpAddr::V6(mac.link_local()));
         }
+    }
+
+    /// The port behind which a MAC is.
+    pub fn port(&self, bridge: &IfName, mac: Mac) -> Option<u32> {
+        let bridge = self.links.bridge_index(bridge)?;
+        self.links.port_of(bridge, mac).map(|port| port.index)
+    }
+
+    /// The port behind which an endpoint is.
+    pub fn port_of(&self, network: &NetworkId, endpoint: &Endpoint) -> Option<u32> {
+        let network = self.inventory.network(network)?;
+        let (Some(mac), NetworkKind::Bridge(bridge)) = (endpoint.mac, &network.kind) else {
+            return None;
+        };
+        self.port(bridge, mac)
+    }
+
+    /// The guarded networks on which the container's port is newer than what the engine said.
+    pub fn unconfirmed(&self, container: &Container) -> BTreeSet<NetworkId> {
+        let guarded = container
+            .endpoints
+            .iter()
+            .filter(|(id, _)| self.guarded.contains(id));
+        guarded
+            .filter(|(id, endpoint)| {
+                let port = self.port_of(id, endpoint);
+                port.is_some_and(|port| !self.is_confirmed(&container.id, id, port))
+            })
+            .map(|(id, _)| id.clone())
+            .collect()
+    }
+
+    /// Whether the engine said so since the port is there. What it said before may be of an earlier owner of the same
+    /// address, whose end was missed: Docker hands address and MAC to the next container at once.
+    pub fn is_confirmed(&self, container: &ContainerId, network: &NetworkId, port: u32) -> bool {
+        let read = self.readings.get(container).and_then(|it| it.get(network));
+        read.is_some_and(|read| self.since.get(&port).is_none_or(|since| read >= since))
     }
 
     /// What follows from a network: guarded or not, its bridge, subnets and ports.
@@ -242,7 +292,7 @@ impl View<'_> {
 }
 
 /// `docker0`, `br-` and twelve hexadecimal digits, or `cfd-…`.
-fn could_be_dockers(name: &IfName) -> bool {
+pub(crate) fn could_be_dockers(name: &IfName) -> bool {
     let name = name.as_str();
     let hex = |text: &str| text.len() == 12 && text.chars().all(|c| c.is_ascii_hexdigit());
     name == "docker0" || name.starts_with("cfd-") || name.strip_prefix("br-").is_some_and(hex)

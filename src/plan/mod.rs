@@ -16,4 +16,4 @@ mod planner;
 pub mod ruleset;
 mod skeleton;
 
-pub use planner::{KernelStep, LinkStep, Plan, Planner};
+pub use planner::{Doubt, KernelStep, LinkStep, Moment, Plan, Planner};

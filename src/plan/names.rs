@@ -13,6 +13,10 @@ use crate::policy::Edge;
 /// bridge that appears while nobody watches is therefore closed.
 pub const CLOSED_INTERFACES: [&str; 3] = ["docker0", "br-*", "cfd-*"];
 
+/// Names that Docker gives to its ends of containers' interfaces. Frames from such a port that nobody has looked at yet are
+/// closed within their bridge, too.
+pub const CLOSED_PORTS: &str = "veth*";
+
 pub(crate) fn chain(name: &str) -> ChainName {
     ChainName::from(name)
 }

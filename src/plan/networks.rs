@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::elements::overlaps;
-use crate::inventory::{ContainerId, Inventory, Network, NetworkId};
+use crate::inventory::{ContainerId, Inventory, Network, NetworkId, NetworkKind};
 use crate::model::{ServiceNetwork, owner};
 use crate::net::IfName;
 use crate::policy::ServiceId;
@@ -85,6 +85,11 @@ pub enum NetworkStep {
         network: NetworkId,
         name: String,
     },
+    /// Have a stopped container no longer wish for a network that is gone.
+    Forget {
+        name: String,
+        container: ContainerId,
+    },
 }
 
 /// What a step works on: no two steps with the same subject are under way at once.
@@ -93,6 +98,7 @@ pub enum Subject {
     Service(ServiceId),
     Network(NetworkId),
     Attachment(NetworkId, ContainerId),
+    Wish(String, ContainerId),
 }
 
 impl NetworkStep {
@@ -101,6 +107,7 @@ impl NetworkStep {
         match self {
             Self::Create { service, .. } => Subject::Service(service.clone()),
             Self::Remove { network, .. } => Subject::Network(network.clone()),
+            Self::Forget { name, container } => Subject::Wish(name.clone(), container.clone()),
             Self::Attach {
                 network, container, ..
             }
@@ -141,7 +148,7 @@ impl Allocator {
 }
 
 /// The steps that are still to do, without those whose subject is `busy`, and whether a network that is wanted found no
-/// free subnet. `routes` are the host's.
+/// free subnet. `routes` are the host's, `stale` the wishes of stopped containers for networks that are gone.
 pub fn network_steps(
     wanted: &BTreeMap<ServiceId, ServiceNetwork>,
     inventory: &Inventory,
@@ -149,6 +156,7 @@ pub fn network_steps(
     routes: &[IpNet],
     allocator: &mut Allocator,
     busy: &BTreeMap<Subject, NetworkStep>,
+    stale: &BTreeMap<ContainerId, BTreeSet<String>>,
 ) -> (Vec<NetworkStep>, Option<PoolExhausted>) {
     let mut steps = Vec::new();
     let mut exhausted = None;
@@ -159,11 +167,7 @@ pub fn network_steps(
         .chain(routes.iter().copied())
         .collect();
     taken.extend(busy.values().flat_map(created_subnets));
-    let ours: BTreeMap<ServiceId, &Network> = inventory
-        .networks()
-        .values()
-        .filter_map(|network| Some((owner(network)?, network)))
-        .collect();
+    let ours = chosen(wanted, inventory);
 
     for (service, network) in wanted {
         let Some(existing) = ours.get(service) else {
@@ -191,7 +195,9 @@ pub fn network_steps(
         attach(network, existing, inventory, allocator, busy, &mut steps);
     }
     for network in inventory.networks().values().filter(|network| network.is_ours()) {
+        // Where a service has several, all but one go.
         let members = owner(network)
+            .filter(|service| ours.get(service).is_some_and(|it| it.id == network.id))
             .and_then(|service| wanted.get(&service))
             .map(|it| &it.members);
         let attached: Vec<_> = inventory
@@ -217,8 +223,57 @@ pub fn network_steps(
             });
         }
     }
+    steps.extend(wishes(wanted, inventory, stale));
     steps.retain(|step| !busy.contains_key(&step.subject()));
     (steps, exhausted)
+}
+
+/// The network of each service. Of several, which only others can have made, the one that looks as if made by us, then the
+/// one with the lowest id.
+fn chosen<'a>(
+    wanted: &BTreeMap<ServiceId, ServiceNetwork>,
+    inventory: &'a Inventory,
+) -> BTreeMap<ServiceId, &'a Network> {
+    let mut chosen: BTreeMap<ServiceId, &Network> = BTreeMap::new();
+    for network in inventory.networks().values() {
+        let Some(service) = owner(network) else { continue };
+        let genuine = |network: &Network| {
+            wanted.get(&service).is_some_and(|it| {
+                let bridge = it.bridge().map(NetworkKind::Bridge);
+                it.name == network.name && bridge.as_ref() == Some(&network.kind)
+            })
+        };
+        match chosen.get(&service) {
+            Some(other) if genuine(other) || !genuine(network) => {}
+            Some(_) | None => {
+                chosen.insert(service, network);
+            }
+        }
+    }
+    chosen
+}
+
+/// Wishes that keep a container from starting. One for a network that will be made again is replaced by the attachment.
+fn wishes(
+    wanted: &BTreeMap<ServiceId, ServiceNetwork>,
+    inventory: &Inventory,
+    stale: &BTreeMap<ContainerId, BTreeSet<String>>,
+) -> Vec<NetworkStep> {
+    let exists = |name: &String| inventory.networks().values().any(|it| it.name == *name);
+    let joins = |name: &String, container: &ContainerId| {
+        let mut wanted = wanted.values();
+        wanted.any(|it| it.name == *name && it.members.contains_key(container))
+    };
+    let mut steps = Vec::new();
+    for (container, names) in stale {
+        for name in names {
+            if inventory.container(container).is_some() && !exists(name) && !joins(name, container) {
+                let (name, container) = (name.clone(), container.clone());
+                steps.push(NetworkStep::Forget { name, container });
+            }
+        }
+    }
+    steps
 }
 
 fn created_subnets(step: &NetworkStep) -> Vec<IpNet> {
@@ -227,7 +282,10 @@ fn created_subnets(step: &NetworkStep) -> Vec<IpNet> {
             .into_iter()
             .chain(ipv6.map(IpNet::V6))
             .collect(),
-        NetworkStep::Attach { .. } | NetworkStep::Detach { .. } | NetworkStep::Remove { .. } => Vec::new(),
+        NetworkStep::Attach { .. }
+        | NetworkStep::Detach { .. }
+        | NetworkStep::Remove { .. }
+        | NetworkStep::Forget { .. } => Vec::new(),
     }
 }
 

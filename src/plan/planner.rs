@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::compile::{Options, Structure, compile};
 use super::diff::{replacement, transition};
-use super::elements::View;
+use super::elements::{View, could_be_dockers};
 use super::flows::Addresses;
 use super::ledger::{Claim, Ledger, Owner};
 use super::networks::{Allocator, NetworkStep, PoolExhausted, Pools, Subject, network_steps};
@@ -93,6 +93,27 @@ impl Plan {
     }
 }
 
+/// A moment of the planner's own clock, which goes on with each new bridge port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Moment(u64);
+
+/// The moment at which the last reading of each live endpoint began.
+pub(super) type Readings = BTreeMap<ContainerId, BTreeMap<NetworkId, Moment>>;
+
+/// Something in the kernel that does not fit what the engine said, or the other way round. It is so for an instant at each
+/// start and stop; where it stays, an event was lost.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Doubt {
+    /// A port of a Docker network, and no container is known to be behind it.
+    Port(u32),
+    /// An endpoint without a port, or with one that is newer than what the engine said.
+    Endpoint(ContainerId, NetworkId),
+    /// A bridge that Docker may have made, and no network is known to be on it.
+    Bridge(u32),
+    /// A network whose bridge is gone.
+    Network(NetworkId),
+}
+
 #[derive(Debug, Default)]
 struct Dirty {
     everything: bool,
@@ -108,6 +129,13 @@ pub struct Planner {
     rights: Rights,
     inventory: Inventory,
     links: Links,
+    clock: u64,
+    since: BTreeMap<u32, Moment>,
+    readings: Readings,
+    /// Endpoints on guarded networks whose port is newer than the reading.
+    unconfirmed: BTreeMap<ContainerId, BTreeSet<NetworkId>>,
+    /// Attachments of stopped containers to networks of ours that are gone.
+    stale: BTreeMap<ContainerId, BTreeSet<String>>,
     routes: Vec<IpNet>,
     standings: BTreeMap<ContainerId, Standing>,
     guarded: BTreeSet<NetworkId>,
@@ -135,6 +163,11 @@ impl Planner {
             rights,
             inventory: Inventory::default(),
             links: Links::default(),
+            clock: 0,
+            since: BTreeMap::new(),
+            readings: Readings::new(),
+            unconfirmed: BTreeMap::new(),
+            stale: BTreeMap::new(),
             routes: Vec::new(),
             standings: BTreeMap::new(),
             guarded: BTreeSet::new(),
@@ -207,14 +240,27 @@ impl Planner {
         true
     }
 
-    /// Takes a full listing of the engine.
-    pub fn reset(&mut self, listing: Listing) {
+    /// Now. A reading of the engine that begins now knows of every port that was told so far.
+    pub fn moment(&self) -> Moment {
+        Moment(self.clock)
+    }
+
+    /// Takes a full listing of the engine that began at this moment.
+    pub fn reset(&mut self, mut listing: Listing, began: Moment) {
+        self.stale = std::mem::take(&mut listing.stale);
+        let before = std::mem::take(&mut self.readings);
+        for container in &listing.containers {
+            self.note_reading(container, began, &before);
+        }
         let changes = self.inventory.reset(listing);
         self.note(changes);
     }
 
-    /// Takes one container as it now is.
-    pub fn upsert_container(&mut self, container: Container) {
+    /// Takes one container as it was when its reading began.
+    pub fn upsert_container(&mut self, container: Container, began: Moment) {
+        let before = self.readings.remove(&container.id);
+        let before = before.map(|it| (container.id.clone(), it)).into_iter().collect();
+        self.note_reading(&container, began, &before);
         let changes = self.inventory.upsert_container(container);
         self.note(changes);
     }
@@ -227,6 +273,8 @@ impl Planner {
 
     /// Forgets a container.
     pub fn remove_container(&mut self, id: &ContainerId) {
+        self.readings.remove(id);
+        self.stale.remove(id);
         let changes = self.inventory.remove_container(id);
         self.note(changes);
     }
@@ -244,8 +292,19 @@ impl Planner {
         self.allocator.retain(&self.inventory);
     }
 
-    /// Takes one endpoint as it now is.
-    pub fn set_endpoint(&mut self, container: &ContainerId, network: &NetworkId, endpoint: Endpoint) {
+    /// Takes one endpoint as it was when its reading began.
+    pub fn set_endpoint(
+        &mut self,
+        container: &ContainerId,
+        network: &NetworkId,
+        endpoint: Endpoint,
+        began: Moment,
+    ) {
+        if endpoint.is_live() {
+            let readings = self.readings.entry(container.clone()).or_default();
+            let before = readings.insert(network.clone(), began);
+            self.note_confirmation(container, before, began);
+        }
         let changes = self.inventory.set_endpoint(container, network, endpoint);
         self.note(changes);
     }
@@ -258,6 +317,10 @@ impl Planner {
 
     /// Takes a full listing of the host's bridges and ports.
     pub fn reset_links(&mut self, bridges: BTreeMap<u32, IfName>, ports: BTreeMap<u32, Port>) {
+        for port in ports.values() {
+            self.note_since(port);
+        }
+        self.since.retain(|index, _| ports.contains_key(index));
         if self.links.reset(bridges, ports) {
             self.dirty.everything = true;
         }
@@ -280,6 +343,7 @@ impl Planner {
 
     /// Takes one port as it now is.
     pub fn upsert_port(&mut self, port: Port) {
+        self.note_since(&port);
         let before = self.links.port(port.index).cloned();
         if self.links.upsert_port(port.clone()) {
             self.note_port(&port);
@@ -291,6 +355,7 @@ impl Planner {
     pub fn remove_port(&mut self, index: u32) {
         if let Some(port) = self.links.port(index).cloned() {
             self.links.remove_port(index);
+            self.since.remove(&index);
             self.isolated.remove(&index);
             self.note_port(&port);
         }
@@ -313,6 +378,107 @@ impl Planner {
             .chain(self.routes.iter().copied())
             .collect();
         self.pools.free_subnets(&taken).err()
+    }
+
+    /// A port that is new, or that another Ethernet address is behind, or that has moved: what the engine said earlier does
+    /// not count for it.
+    fn note_since(&mut self, port: &Port) {
+        let same = self.links.port(port.index).is_some_and(|before| {
+            before.bridge == port.bridge && (before.peer.is_none() || before.peer == port.peer)
+        });
+        if !same {
+            self.clock += 1;
+            self.since.insert(port.index, Moment(self.clock));
+        }
+    }
+
+    fn note_reading(&mut self, container: &Container, began: Moment, before: &Readings) {
+        let before = before.get(&container.id);
+        let mut readings = before.cloned().unwrap_or_default();
+        // What was seen before the container was known is kept with it.
+        readings.retain(|network, _| container.endpoints.get(network).is_none_or(|it| !it.is_live()));
+        for (network, _) in container.endpoints.iter().filter(|(_, it)| it.is_live()) {
+            let before = readings.insert(network.clone(), began);
+            self.note_confirmation(&container.id, before, began);
+        }
+        if !readings.is_empty() {
+            self.readings.insert(container.id.clone(), readings);
+        }
+    }
+
+    /// A newer reading may confirm what waits for it; an older one may take that back.
+    fn note_confirmation(&mut self, container: &ContainerId, before: Option<Moment>, now: Moment) {
+        if before.is_none_or(|before| before > now) || self.unconfirmed.contains_key(container) {
+            self.dirty.containers.insert(container.clone());
+        }
+    }
+
+    fn view(&self) -> View<'_> {
+        View {
+            inventory: &self.inventory,
+            links: &self.links,
+            standings: &self.standings,
+            guarded: &self.guarded,
+            readings: &self.readings,
+            since: &self.since,
+            structure: &self.structure,
+            rights: &self.rights,
+        }
+    }
+
+    /// The networks that must be read again, since a port of theirs is newer than what the engine said of its owner.
+    pub fn unconfirmed(&self) -> BTreeSet<NetworkId> {
+        self.unconfirmed.values().flatten().cloned().collect()
+    }
+
+    /// The containers whose endpoint on a network waits for such a reading.
+    pub fn unconfirmed_on(&self, network: &NetworkId) -> Vec<ContainerId> {
+        let waiting = self
+            .unconfirmed
+            .iter()
+            .filter(|(_, networks)| networks.contains(network));
+        waiting.map(|(container, _)| container.clone()).collect()
+    }
+
+    /// What does not fit together. See [`Doubt`].
+    pub fn doubts(&self) -> BTreeSet<Doubt> {
+        let view = self.view();
+        let mut doubts = BTreeSet::new();
+        let mut owned = BTreeSet::new();
+        for container in self.inventory.containers().values() {
+            for (network, endpoint) in container.endpoints.iter().filter(|(_, it)| it.is_live()) {
+                let is_bridge = |it: &Network| matches!(it.kind, NetworkKind::Bridge(_));
+                if !self.inventory.network(network).is_some_and(is_bridge) {
+                    continue;
+                }
+                match view.port_of(network, endpoint) {
+                    Some(port) if view.is_confirmed(&container.id, network, port) => {
+                        owned.insert(port);
+                    }
+                    _ => {
+                        doubts.insert(Doubt::Endpoint(container.id.clone(), network.clone()));
+                    }
+                }
+            }
+        }
+        let mut bridges = BTreeSet::new();
+        for network in self.inventory.networks().values() {
+            let NetworkKind::Bridge(name) = &network.kind else {
+                continue;
+            };
+            let Some(bridge) = self.links.bridge_index(name) else {
+                doubts.insert(Doubt::Network(network.id.clone()));
+                continue;
+            };
+            bridges.insert(bridge);
+            let ports = self.links.ports_of(bridge);
+            let strangers = ports.filter(|port| port.peer.is_some() && !owned.contains(&port.index));
+            doubts.extend(strangers.map(|port| Doubt::Port(port.index)));
+        }
+        let unknown = self.links.bridges();
+        let unknown = unknown.filter(|(index, name)| !bridges.contains(index) && could_be_dockers(name));
+        doubts.extend(unknown.map(|(index, _)| Doubt::Bridge(index)));
+        doubts
     }
 
     fn note(&mut self, mut changes: Changes) {
@@ -367,6 +533,7 @@ impl Planner {
             &self.routes,
             &mut self.allocator,
             &self.busy,
+            &self.stale,
         );
         self.find_homes();
         let links = self.link_steps();
@@ -492,6 +659,13 @@ impl Planner {
         self.busy.remove(&step.subject());
     }
 
+    /// A stopped container no longer wishes for a network that is gone.
+    pub fn network_forgotten(&mut self, container: &ContainerId, name: &str) {
+        if let Some(names) = self.stale.get_mut(container) {
+            names.remove(name);
+        }
+    }
+
     /// Whose each address is, for judging open connections.
     pub fn addresses(&self, host: BTreeSet<IpAddr>) -> Addresses<'_> {
         let mut containers = BTreeMap::new();
@@ -587,14 +761,6 @@ impl Planner {
         containers: &BTreeSet<ContainerId>,
         networks: &BTreeSet<NetworkId>,
     ) {
-        let view = View {
-            inventory: &self.inventory,
-            links: &self.links,
-            standings: &self.standings,
-            guarded: &self.guarded,
-            structure: &self.structure,
-            rights: &self.rights,
-        };
         let mut claims: BTreeMap<Owner, Claim> = BTreeMap::new();
         let concerned = |container: &Container| {
             everything
@@ -606,7 +772,16 @@ impl Planner {
                     .keys()
                     .any(|network| networks.contains(network))
         };
+        let mut unconfirmed = std::mem::take(&mut self.unconfirmed);
+        unconfirmed.retain(|id, _| self.inventory.container(id).is_some());
+        let view = self.view();
         for container in self.inventory.containers().values().filter(|it| concerned(it)) {
+            let networks = view.unconfirmed(container);
+            if networks.is_empty() {
+                unconfirmed.remove(&container.id);
+            } else {
+                unconfirmed.insert(container.id.clone(), networks);
+            }
             claims.insert(Owner::Container(container.id.clone()), view.container(container));
         }
         for network in self
@@ -626,6 +801,7 @@ impl Planner {
             .filter(|owner| !claims.contains_key(owner) && !self.exists(owner));
         let gone: Vec<Owner> = gone.cloned().collect();
         claims.extend(gone.into_iter().map(|owner| (owner, Claim::new())));
+        self.unconfirmed = unconfirmed;
         for (owner, claim) in claims {
             let before = self.ledger.claim(&owner).map(View::addresses).unwrap_or_default();
             self.released.extend(before.difference(&View::addresses(&claim)));

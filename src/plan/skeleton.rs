@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::compile::Options;
-use super::names::{self, CLOSED_INTERFACES, chain};
+use super::names::{self, CLOSED_INTERFACES, CLOSED_PORTS, chain};
 use super::ruleset::{
     Addresses, BindingSource, Chain, ChainName, CounterName, EtherType, Hook, HookPoint, Interfaces, KeyType,
     Rule, SetName, SetSpec, Side, Statement, Table,
@@ -319,6 +319,10 @@ pub(super) fn bridge_table(stamp: u32) -> Table {
         sealed.push(rule([guarded(Side::Source, family), drop.clone()]));
         sealed.push(rule([guarded(Side::Destination, family), drop.clone()]));
     }
+    // A port that nobody has looked at yet, as on a network that is made while no daemon runs. Where its bridge does not
+    // call br_netfilter, `inet forward` never sees its frames, and the bridge's name cannot be asked for on every kernel.
+    let unknown = Interfaces::Like(vec![CLOSED_PORTS.to_owned()]);
+    sealed.push(rule([Statement::Interface(Side::Source, unknown), drop.clone()]));
     base(&mut table, "sealed", HookPoint::Forward, 100, sealed);
 
     // Whatever made a frame leave by this port, only the address's owner is behind it.

@@ -31,7 +31,7 @@ pub(crate) enum Life {
 #[derive(Debug)]
 pub(crate) struct Daemon {
     directory: tempfile::TempDir,
-    docker_socket: PathBuf,
+    pub(crate) docker_socket: PathBuf,
     log: PathBuf,
     process: Option<Child>,
     pub(crate) life: Life,
@@ -258,6 +258,34 @@ impl Daemon {
         self.process = Some(process);
         self.life = Life::Running;
         Ok(())
+    }
+
+    pub(crate) fn pid(&self) -> anyhow::Result<u32> {
+        let process = self.process.as_ref();
+        process.and_then(Child::id).context("the controller does not run")
+    }
+
+    /// Runs another command of the product with this policy; what it printed.
+    pub(crate) async fn command(&self, command: &str) -> anyhow::Result<String> {
+        let output = Command::new(cofferdam())
+            .arg(command)
+            .arg("--policies")
+            .arg(self.policies())
+            .arg("--docker-socket")
+            .arg(&self.docker_socket)
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .with_context(|| format!("cannot run cofferdam {command}"))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!(
+                "cofferdam {command} ended with {}: {}",
+                output.status,
+                said.trim()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {

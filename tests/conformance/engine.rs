@@ -237,6 +237,20 @@ impl Lab {
         self.start_dockerd().await
     }
 
+    /// A signal for dockerd.
+    pub(crate) fn signal_dockerd(&self, signal: nix::sys::signal::Signal) -> anyhow::Result<()> {
+        let pid =
+            std::fs::read_to_string(self.directory.join("dockerd.pid")).context("dockerd does not run")?;
+        let pid = nix::unistd::Pid::from_raw(pid.trim().parse()?);
+        nix::sys::signal::kill(pid, signal).with_context(|| format!("cannot send {signal} to dockerd"))
+    }
+
+    /// The flags of dockerd's next starts.
+    pub(crate) fn dockerd_flags(&self, flags: &str) -> anyhow::Result<()> {
+        std::fs::write(self.directory.join("flags"), format!("{flags}\n"))
+            .context("cannot write dockerd's flags")
+    }
+
     /// Ends dockerd and starts it again in the same namespaces; the engine's init does the starting.
     pub(crate) async fn restart_dockerd(&self) -> anyhow::Result<()> {
         let pid_file = self.directory.join("dockerd.pid");
@@ -249,7 +263,7 @@ impl Lab {
         self.start_dockerd().await
     }
 
-    async fn start_dockerd(&self) -> anyhow::Result<()> {
+    pub(crate) async fn start_dockerd(&self) -> anyhow::Result<()> {
         let pid_file = self.directory.join("dockerd.pid");
         wait_until(Duration::from_secs(40), || !pid_file.exists())
             .await

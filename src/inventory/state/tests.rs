@@ -139,6 +139,7 @@ fn what_a_listing_lacks_is_gone() {
     let changes = inventory.reset(Listing {
         containers: vec![container(2), container(3)],
         networks: vec![],
+        ..Listing::default()
     });
     assert_eq!(
         changes.containers,
@@ -203,7 +204,11 @@ fn networks() -> impl Strategy<Value = Network> {
 fn listings() -> impl Strategy<Value = Listing> {
     let containers = proptest::collection::vec(containers(), 0..4);
     let networks = proptest::collection::vec(networks(), 0..4);
-    (containers, networks).prop_map(|(containers, networks)| Listing { containers, networks })
+    (containers, networks).prop_map(|(containers, networks)| Listing {
+        containers,
+        networks,
+        ..Listing::default()
+    })
 }
 
 fn events() -> impl Strategy<Value = Event> {

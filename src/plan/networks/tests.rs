@@ -80,7 +80,11 @@ fn wanted(name: &str, members: &[&str]) -> BTreeMap<ServiceId, ServiceNetwork> {
 
 fn inventory(containers: Vec<Container>, networks: Vec<Network>) -> Inventory {
     let mut inventory = Inventory::new();
-    inventory.reset(Listing { containers, networks });
+    inventory.reset(Listing {
+        containers,
+        networks,
+        ..Listing::default()
+    });
     inventory
 }
 
@@ -91,6 +95,7 @@ fn steps(wanted: &BTreeMap<ServiceId, ServiceNetwork>, inventory: &Inventory) ->
         &pools(),
         &[],
         &mut Allocator::default(),
+        &BTreeMap::new(),
         &BTreeMap::new(),
     );
     assert_eq!(exhausted, None);
@@ -217,6 +222,7 @@ fn nothing_is_planned_twice_for_one_subject() {
         &[],
         &mut Allocator::default(),
         &busy,
+        &BTreeMap::new(),
     );
     assert_eq!(steps, []);
 }
