@@ -63,8 +63,14 @@ fn what_a_transaction_did_to_our_tables_is_told_and_whose_it_was() {
             for (commands, expected) in [
                 (ours, touched),
                 (foreign, None),
-                ("add element inet cofferdam s { 10.0.0.1 }", Some(Touched::Elements)),
-                ("delete element inet cofferdam s { 10.0.0.1 }", Some(Touched::Elements)),
+                (
+                    "add element inet cofferdam s { 10.0.0.1 }",
+                    Some(Touched::Elements),
+                ),
+                (
+                    "delete element inet cofferdam s { 10.0.0.1 }",
+                    Some(Touched::Elements),
+                ),
                 ("insert rule inet cofferdam c accept", Some(Touched::Rules)),
                 ("flush chain inet cofferdam c", Some(Touched::Rules)),
                 ("add chain inet cofferdam d", Some(Touched::Chains)),

@@ -96,9 +96,9 @@ impl Repairs {
             return;
         }
         self.count += u64::try_from(repaired).unwrap_or(u64::MAX);
-        let elapsed = self
-            .noticed
-            .map_or(0, |at| u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX));
+        let elapsed = self.noticed.map_or(0, |at| {
+            u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX)
+        });
         info!(
             elapsed_us = elapsed,
             repairs = self.count,

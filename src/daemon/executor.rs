@@ -9,9 +9,9 @@ use tracing::{error, warn};
 
 use super::Refusal;
 use crate::docker::{Attachment, Engine, NetworkError, NetworkRequest};
+use crate::fault;
 use crate::inventory::{MANAGED_LABEL, Network, NetworkKind, SERVICE_LABEL};
 use crate::kernel::conntrack::{Conntrack, ConntrackError, Flow};
-use crate::fault;
 use crate::kernel::elements::{Elements, ElementsError, StructureDigest};
 use crate::kernel::generation::Generation;
 use crate::kernel::links::{LinkError, Links, NetfilterCalls};
@@ -57,7 +57,9 @@ impl KernelError {
         match self {
             Self::Structure(error) => error.left_everything(),
             // A full set or table: the transaction was refused as a whole, and nobody else is to blame.
-            Self::Elements(error) => matches!(error.errno(), Some(Errno::ENFILE | Errno::ENOSPC | Errno::ENOMEM)),
+            Self::Elements(error) => {
+                matches!(error.errno(), Some(Errno::ENFILE | Errno::ENOSPC | Errno::ENOMEM))
+            }
             Self::Conntrack(_) => true,
             Self::Advertisements(_) | Self::NotHooked { .. } => false,
         }
@@ -160,11 +162,7 @@ impl Kernel {
         result
     }
 
-    async fn try_to_carry_out(
-        &mut self,
-        plan: &Plan,
-        planner: &mut Planner,
-    ) -> Result<Outcome, KernelError> {
+    async fn try_to_carry_out(&mut self, plan: &Plan, planner: &mut Planner) -> Result<Outcome, KernelError> {
         fault::point("pass-begins");
         let mut outcome = Outcome {
             flows_ended: self.close(plan, planner)?,

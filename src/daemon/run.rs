@@ -309,8 +309,11 @@ impl Daemon {
             }
             LinkEvent::Isolated { port, isolated } => {
                 let changed = self.planner.observe_isolated(port, isolated);
-                self.repairs
-                    .link_observed(port, "isolation", changed && self.planner.wants_isolated(port) != isolated);
+                self.repairs.link_observed(
+                    port,
+                    "isolation",
+                    changed && self.planner.wants_isolated(port) != isolated,
+                );
             }
             LinkEvent::Resync => self.list_links().await,
         }

@@ -8,8 +8,9 @@ use std::fmt;
 
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE};
 use netlink_packet_netfilter::nftables::{
-    ChainMessage, DataAttribute, GenMessage, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage, SetElementAttribute, SetElementFlags,
-    SetElementList, SetElementMessage, TableAttribute, TableMessage, Verdict, VerdictAttribute,
+    ChainMessage, DataAttribute, GenMessage, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
+    SetElementAttribute, SetElementFlags, SetElementList, SetElementMessage, TableAttribute, TableMessage,
+    Verdict, VerdictAttribute,
 };
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterProtoFamily};
 use nix::errno::Errno;

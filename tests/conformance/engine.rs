@@ -1,4 +1,5 @@
 //! The private engine: brought up by the outer process, used by the inner one inside its namespaces.
+#![allow(dead_code, reason = "shared by the conformance cases and the faults")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -52,7 +53,14 @@ pub(crate) fn build_faulty() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--quiet", "--bin", "cofferdam-faulty", "--features", "testkit"])
+        .args([
+            "build",
+            "--quiet",
+            "--bin",
+            "cofferdam-faulty",
+            "--features",
+            "testkit",
+        ])
         .arg("--target-dir")
         .arg(target_directory())
         .stdout(Stdio::null())

@@ -35,9 +35,15 @@ pub enum LinkEvent {
     /// Left its bridge, or gone altogether; also told of an index that was never a port.
     PortGone(u32),
     /// Whether a bridge hands packets of both families to the `inet` table: told at first, and when it changes.
-    Calls { bridge: u32, calls: bool },
+    Calls {
+        bridge: u32,
+        calls: bool,
+    },
     /// Whether a port is isolated: told at first, and when it changes.
-    Isolated { port: u32, isolated: bool },
+    Isolated {
+        port: u32,
+        isolated: bool,
+    },
     /// Changes were lost: list everything again.
     Resync,
 }
