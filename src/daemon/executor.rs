@@ -67,9 +67,11 @@ impl KernelError {
 }
 
 /// What a pass did, for the log.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Outcome {
     pub flows_ended: usize,
+    /// The steps on bridges and ports that succeeded.
+    pub links: Vec<LinkStep>,
 }
 
 impl Kernel {
@@ -166,6 +168,7 @@ impl Kernel {
         fault::point("pass-begins");
         let mut outcome = Outcome {
             flows_ended: self.close(plan, planner)?,
+            links: Vec::new(),
         };
         match &plan.kernel {
             KernelStep::Nothing => {}
@@ -177,7 +180,10 @@ impl Kernel {
             }
             KernelStep::Replace(steps) => {
                 let last = self.elements.generation()?;
-                self.nft.apply(steps).await?;
+                match self.left {
+                    Some(_) => self.nft.apply_again(steps).await?,
+                    None => self.nft.apply(steps).await?,
+                }
                 fault::point("tables-replaced");
                 insert_advertisement_rules(&mut self.elements, &Advertisements::default())?;
                 fault::point("advertisements-inserted");
@@ -199,7 +205,10 @@ impl Kernel {
         fault::point("flows-swept");
         for step in &plan.links {
             match self.link_step(*step).await {
-                Ok(()) => planner.link_applied(*step),
+                Ok(()) => {
+                    planner.link_applied(*step);
+                    outcome.links.push(*step);
+                }
                 // The event that it is gone is on its way.
                 Err(error) if error.is_gone() => planner.link_gone(*step),
                 Err(error) => warn!(%error, ?step, "a bridge or port could not be changed"),

@@ -227,7 +227,7 @@ impl Scene {
         let drift = &status["drift"];
         let us = drift["repaired_us"].as_u64();
         let mut failed = probed.failed.or(again.failed);
-        if drift["process"] != "nft" || !self.shop.daemon.log().contains("culprit=\"nft\"") {
+        if drift["process"] != "nft" || !names_culprit(&self.shop.daemon.log()) {
             failed = failed.or(Some(format!("the culprit is not named: {drift}")));
         }
         failed = failed.or(difference(&wanted, &found));
@@ -487,6 +487,18 @@ impl Scene {
             ..Figure::default()
         })
     }
+}
+
+/// Whether a line tells who it was, in whatever colours.
+fn names_culprit(log: &str) -> bool {
+    let plain = |line: &str| {
+        line.split('\x1b')
+            .map(|part| part.split_once('m').map_or(part, |it| it.1))
+            .collect::<String>()
+    };
+    log.lines()
+        .filter(|line| line.contains("changed by others"))
+        .any(|line| plain(line).contains("nft"))
 }
 
 /// The transactions on our tables, in the order of their announcements.
