@@ -19,6 +19,10 @@ mod daemon;
 mod engine;
 #[path = "faults/figure.rs"]
 mod figure;
+#[path = "faults/held.rs"]
+mod held;
+#[path = "faults/kernel.rs"]
+mod kernel;
 #[path = "faults/outage.rs"]
 mod outage;
 #[path = "faults/proxy.rs"]
@@ -90,6 +94,6 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
             }
         )* };
     }
-    scenarios!(race, outage, boot);
+    scenarios!(race, crashes, kernel, outage, boot);
     Ok(report.finish())
 }

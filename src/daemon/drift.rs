@@ -88,8 +88,14 @@ impl Repairs {
             .map(|drift| format!("not put back yet: {drift}"))
     }
 
-    /// A pass succeeded; it had these steps on bridges and ports.
+    /// A pass succeeded, and these of its steps on bridges and ports.
     pub fn pass_done(&mut self, steps: &[LinkStep]) {
+        for step in steps {
+            // Only now it is certain that the port was not on its way out.
+            if let LinkStep::Return { port, .. } = step {
+                self.link_observed(*port, "the bridge", true);
+            }
+        }
         let repaired = steps.iter().filter(|step| self.links.remove(&step.interface()));
         let repaired = repaired.count() + usize::from(self.tables.take().is_some());
         if repaired == 0 {

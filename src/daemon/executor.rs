@@ -71,9 +71,11 @@ impl KernelError {
 }
 
 /// What a pass did, for the log.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Outcome {
     pub flows_ended: usize,
+    /// The steps on bridges and ports that succeeded.
+    pub links: Vec<LinkStep>,
 }
 
 impl Kernel {
@@ -185,6 +187,7 @@ impl Kernel {
         }
         let mut outcome = Outcome {
             flows_ended: self.close(plan, planner)?,
+            links: Vec::new(),
         };
         match &plan.kernel {
             KernelStep::Nothing => {}
@@ -196,7 +199,10 @@ impl Kernel {
             }
             KernelStep::Replace(steps) => {
                 let last = self.elements.generation()?;
-                self.nft.apply(steps).await?;
+                match self.left {
+                    Some(_) => self.nft.apply_again(steps).await?,
+                    None => self.nft.apply(steps).await?,
+                }
                 fault::point("tables-replaced");
                 insert_advertisement_rules(&mut self.elements, &Advertisements::default())?;
                 fault::point("advertisements-inserted");
@@ -218,7 +224,10 @@ impl Kernel {
         fault::point("flows-swept");
         for step in &plan.links {
             match self.link_step(*step).await {
-                Ok(()) => planner.link_applied(*step),
+                Ok(()) => {
+                    planner.link_applied(*step);
+                    outcome.links.push(*step);
+                }
                 // The event that it is gone is on its way.
                 Err(error) if error.is_gone() => planner.link_gone(*step),
                 Err(error) => warn!(%error, ?step, "a bridge or port could not be changed"),

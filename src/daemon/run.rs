@@ -753,7 +753,7 @@ impl Daemon {
             Ok(None) => {}
             Ok(Some(outcome)) => {
                 self.kernel_failure = None;
-                self.repairs.pass_done(&plan.links);
+                self.repairs.pass_done(&outcome.links);
                 self.log_pass(cause, plan, outcome.flows_ended, started);
             }
             Err(failure) => {

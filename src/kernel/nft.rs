@@ -172,6 +172,13 @@ impl Nft {
         self.run(Phase::Apply, &document).await
     }
 
+    /// As [`Self::apply`] without the check, for what was accepted before: while others have opened our tables, each run
+    /// of nft is time. The transaction is all or nothing in either case.
+    pub async fn apply_again(&self, steps: &[Step]) -> Result<(), NftError> {
+        let document = serde_json::to_vec(&render::document(steps)).map_err(NftError::Encode)?;
+        self.run(Phase::Apply, &document).await
+    }
+
     /// Whether this process, or netlink port (its first socket's is the same number), was a run of nft of ours whose
     /// transaction was not accounted for yet.
     pub fn made(&self, pid: u32) -> bool {

@@ -64,6 +64,8 @@ struct Home {
     bridge: u32,
     container: ContainerId,
     network: NetworkId,
+    /// It was put back just now; the port's own event is still to come.
+    returned: bool,
 }
 
 /// Everything that is to be done now, in this order.
@@ -321,6 +323,7 @@ impl Planner {
             self.note_since(port);
         }
         self.since.retain(|index, _| ports.contains_key(index));
+        self.homes.values_mut().for_each(|home| home.returned = false);
         if self.links.reset(bridges, ports) {
             self.dirty.everything = true;
         }
@@ -344,6 +347,9 @@ impl Planner {
     /// Takes one port as it now is.
     pub fn upsert_port(&mut self, port: Port) {
         self.note_since(&port);
+        if let Some(home) = self.homes.get_mut(&port.index) {
+            home.returned = false;
+        }
         let before = self.links.port(port.index).cloned();
         if self.links.upsert_port(port.clone()) {
             self.note_port(&port);
@@ -614,8 +620,11 @@ impl Planner {
             LinkStep::Isolate { port, isolated } => {
                 self.isolated.insert(port, isolated);
             }
-            // The port's own event says where it is.
-            LinkStep::Return { .. } => {}
+            LinkStep::Return { port, .. } => {
+                if let Some(home) = self.homes.get_mut(&port) {
+                    home.returned = true;
+                }
+            }
         }
     }
 
@@ -831,7 +840,7 @@ impl Planner {
         let astray = self.homes.iter().filter_map(|(port, home)| {
             let there = self.links.port(*port).map(|it| it.bridge) == Some(home.bridge);
             let exists = self.links.bridges().any(|(index, _)| index == home.bridge);
-            (!there && exists).then_some(LinkStep::Return {
+            (!there && exists && !home.returned).then_some(LinkStep::Return {
                 port: *port,
                 bridge: home.bridge,
             })
@@ -876,6 +885,7 @@ impl Planner {
                         bridge: *bridge,
                         container: container.id.clone(),
                         network: network.clone(),
+                        returned: false,
                     };
                     self.homes.insert(port.index, home);
                 }
