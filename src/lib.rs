@@ -16,6 +16,7 @@
 pub mod cli;
 pub mod daemon;
 pub mod docker;
+pub mod fault;
 pub mod inventory;
 pub mod kernel;
 pub mod model;

@@ -11,12 +11,16 @@
 // The laboratory is shared with the conformance runner, which uses other parts of it.
 #![allow(dead_code, reason = "shared with the conformance runner")]
 
+#[path = "faults/crashes.rs"]
+mod crashes;
 #[path = "conformance/daemon.rs"]
 mod daemon;
 #[path = "conformance/engine.rs"]
 mod engine;
 #[path = "faults/figure.rs"]
 mod figure;
+#[path = "faults/kernel.rs"]
+mod kernel;
 #[path = "faults/race.rs"]
 mod race;
 #[path = "faults/shop.rs"]
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
 
 #[tokio::main(flavor = "current_thread")]
 async fn outside() -> anyhow::Result<bool> {
+    engine::build_faulty()?;
     engine::run_inside().await
 }
 
@@ -81,6 +86,6 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
             }
         )* };
     }
-    scenarios!(race);
+    scenarios!(race, crashes, kernel);
     Ok(report.finish())
 }

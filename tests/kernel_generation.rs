@@ -9,7 +9,9 @@
 
 use std::time::Duration;
 
-use cofferdam::kernel::generation::{Generation, GenerationEvent, GenerationWatch};
+use cofferdam::kernel::elements::Elements;
+use cofferdam::kernel::generation::{Generation, GenerationEvent, GenerationWatch, Touched};
+use cofferdam::plan::ruleset::{ElementAction, ElementChange, Key, SetName, SetRef, TableFamily};
 use netns::{run_async, sh};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -44,6 +46,67 @@ fn a_foreign_nft_is_seen_by_name() {
         drop(events);
         timeout(PATIENCE, task).await.unwrap().unwrap().unwrap();
     });
+}
+
+#[test]
+fn what_a_transaction_did_to_our_tables_is_told_and_whose_it_was() {
+    run_async(
+        "what_a_transaction_did_to_our_tables_is_told_and_whose_it_was",
+        || async {
+            let (sender, mut events) = mpsc::channel(64);
+            let _task = tokio::spawn(GenerationWatch::open().unwrap().run(sender));
+            let ours = "add table inet cofferdam; add chain inet cofferdam c { type filter hook forward priority 0; }; \
+                        add set inet cofferdam s { type ipv4_addr; }; add rule inet cofferdam c accept";
+            let foreign = "add table ip cofferdam; add table inet other; add chain inet other cofferdam; \
+                           add rule inet other cofferdam accept";
+            let touched = Some(Touched::Tables);
+            for (commands, expected) in [
+                (ours, touched),
+                (foreign, None),
+                (
+                    "add element inet cofferdam s { 10.0.0.1 }",
+                    Some(Touched::Elements),
+                ),
+                (
+                    "delete element inet cofferdam s { 10.0.0.1 }",
+                    Some(Touched::Elements),
+                ),
+                ("insert rule inet cofferdam c accept", Some(Touched::Rules)),
+                ("flush chain inet cofferdam c", Some(Touched::Rules)),
+                ("add chain inet cofferdam d", Some(Touched::Chains)),
+                ("add table inet cofferdam { flags dormant; }", touched),
+                ("delete table inet other", None),
+                ("flush ruleset", touched),
+            ] {
+                sh(&format!("nft '{commands}'"));
+                let made = next(&mut events).await.unwrap();
+                assert_eq!(made.touched, expected, "{commands}");
+            }
+            sh(&format!("nft '{ours}'"));
+            next(&mut events).await.unwrap();
+            let mut elements = Elements::open().unwrap();
+            let change = ElementChange {
+                set: SetRef {
+                    table: TableFamily::Inet,
+                    set: SetName::from("s"),
+                },
+                key: Key::Ipv4([10, 0, 0, 9].into()),
+                action: ElementAction::Add(None),
+            };
+            let (before, digest) = (elements.generation().unwrap(), elements.structure().unwrap());
+            elements.commit(&[change]).unwrap();
+            let made = next(&mut events).await.unwrap();
+            assert_eq!(
+                (made.port, made.id, made.touched),
+                (elements.port(), before + 1, Some(Touched::Elements))
+            );
+            assert_eq!(elements.generation().unwrap(), made.id);
+            assert_eq!(elements.structure().unwrap(), digest, "elements are no structure");
+            // The same rule in the place of the first is another one.
+            sh("nft flush chain inet cofferdam c; nft add rule inet cofferdam c accept");
+            assert_ne!(elements.structure().unwrap(), digest);
+        },
+    );
 }
 
 #[test]

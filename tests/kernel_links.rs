@@ -103,6 +103,9 @@ fn a_port_is_followed_from_its_coming_to_its_going() {
         let task = tokio::spawn(watch.run(sender));
         sh("ip link add br0 type bridge && ip link set br0 up && ip netns add a");
         assert_eq!(next(&mut events).await, LinkEvent::Bridge(bridge("br0")));
+        let br0 = index("br0");
+        let calls = |calls| LinkEvent::Calls { bridge: br0, calls };
+        assert_eq!(next(&mut events).await, calls(false));
         // The order of Docker: a pair of ends, one into the bridge, the other into the namespace, then its address, up.
         sh("ip link add va type veth peer name vb && ip link set va master br0 up");
         assert_eq!(next(&mut events).await, LinkEvent::Port(port("va", "br0", None)));
@@ -110,6 +113,24 @@ fn a_port_is_followed_from_its_coming_to_its_going() {
             "ip link set vb netns a && ip -n a link set vb address 02:42:0a:d5:05:0a && ip -n a link set vb up",
         );
         until(&mut events, LinkEvent::Port(port("va", "br0", Some(MAC)))).await;
+        let isolated = |isolated| LinkEvent::Isolated {
+            port: index("va"),
+            isolated,
+        };
+        // Settings that others change, in every way that there is; one call that is off is as good as both.
+        sh("ip link set br0 type bridge nf_call_iptables 1 nf_call_ip6tables 1");
+        assert_eq!(next(&mut events).await, calls(true));
+        sh("echo 0 >/sys/class/net/br0/bridge/nf_call_ip6tables");
+        assert_eq!(next(&mut events).await, calls(false));
+        for (command, on) in [
+            ("bridge link set dev va isolated on", true),
+            ("ip link set va type bridge_slave isolated off", false),
+            ("echo 1 >/sys/class/net/va/brport/isolated", true),
+            ("bridge link set dev va isolated off", false),
+        ] {
+            sh(command);
+            assert_eq!(next(&mut events).await, isolated(on), "{command}");
+        }
         // What is no news is not told.
         sh("ip link set va mtu 1400");
         assert!(timeout(Duration::from_millis(300), events.recv()).await.is_err());
@@ -120,7 +141,6 @@ fn a_port_is_followed_from_its_coming_to_its_going() {
         until(&mut events, LinkEvent::Port(port("va", "br0", Some(MAC)))).await;
         sh("ip netns delete a");
         until(&mut events, LinkEvent::PortGone(va)).await;
-        let br0 = index("br0");
         sh("ip link delete br0");
         until(&mut events, LinkEvent::BridgeGone(br0)).await;
         drop(events);

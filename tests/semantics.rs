@@ -1,4 +1,8 @@
 //! The main property: for random policies, inventories and packets, what the policy allows is what the ruleset lets pass.
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests stand outside of #[test] functions"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -153,6 +157,7 @@ fn listing(containers: &[(BTreeSet<usize>, BTreeSet<usize>)]) -> Listing {
             .iter()
             .map(|network| (NetworkId(format!("net{network}")), endpoint(index, *network)))
             .collect(),
+        published: BTreeSet::new(),
     };
     Listing {
         containers: containers.iter().enumerate().map(container).collect(),
@@ -237,6 +242,7 @@ impl Wire<'_> {
             },
             connection: Connection::New,
             mark: 0,
+            sent_by_root: true,
         };
         // Into the bridge.
         if let At::Container { container, network } = from.at {
@@ -329,6 +335,7 @@ proptest! {
         planner.plan();
         let elements = planner.ledger().elements();
         let ruleset = &planner.structure().ruleset;
+        prop_assert_eq!(cofferdam::plan::check::faults(ruleset), Vec::<String>::new());
         let wire = Wire { kernel: Kernel { ruleset, elements: &elements } };
 
         let mut ends: Vec<End> = OUTSIDE

@@ -100,6 +100,13 @@ fn render(out: &mut String, status: &Status) -> std::fmt::Result {
         "passes    {} ({} repairs), last: {} in {} ms",
         passes.count, passes.repairs, passes.last_cause, passes.last_elapsed_ms
     )?;
+    if let Some(drift) = &status.drift {
+        let repaired = drift.repaired_us.map_or_else(
+            || "not put back yet".to_owned(),
+            |us| format!("put back within {} ms", us.div_ceil(1000)),
+        );
+        writeln!(out, "drift     {drift}, {} ({repaired})", drift.at)?;
+    }
     if let Some(denied) = status.denied_packets {
         writeln!(out, "denied    {denied} packets")?;
     }

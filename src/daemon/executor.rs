@@ -1,23 +1,27 @@
 //! Carries a plan out. Every decision was taken in the plan: here is only a `match`, and what went wrong.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 use tracing::{error, warn};
 
 use super::Refusal;
 use crate::docker::{Attachment, Engine, NetworkError, NetworkRequest};
+use crate::fault;
 use crate::inventory::{MANAGED_LABEL, Network, NetworkKind, SERVICE_LABEL};
 use crate::kernel::conntrack::{Conntrack, ConntrackError, Flow};
-use crate::kernel::elements::{Elements, ElementsError};
+use crate::kernel::elements::{Elements, ElementsError, StructureDigest};
+use crate::kernel::generation::Generation;
 use crate::kernel::links::{LinkError, Links, NetfilterCalls};
 use crate::kernel::neighbour::{AdvertisementError, Advertisements, insert_advertisement_rules};
 use crate::kernel::nft::{Nft, NftError};
 use crate::net::{Traffic, Transport};
+use crate::plan::check;
 use crate::plan::flows::{Addresses, OpenFlow, may_go_on};
 use crate::plan::networks::NetworkStep;
-use crate::plan::ruleset::{ChainName, Hook, Ruleset, TableFamily};
+use crate::plan::ruleset::{ChainName, ElementAction, ElementChange, Hook, Ruleset, SetRef, TableFamily};
 use crate::plan::{KernelStep, LinkStep, Plan, Planner};
 
 /// Everything of the kernel that a plan is carried out with.
@@ -27,6 +31,10 @@ pub struct Kernel {
     elements: Elements,
     links: Links,
     conntrack: Conntrack,
+    /// The structure as it was left by the last transaction of ours that changed it.
+    left: Option<StructureDigest>,
+    /// The last transaction of anybody before our tables were replaced: what came up to it is undone.
+    replaced_after: Option<u32>,
 }
 
 /// Why the rules are not as they were wanted.
@@ -40,8 +48,25 @@ pub enum KernelError {
     Advertisements(#[from] AdvertisementError),
     #[error(transparent)]
     Conntrack(#[from] ConntrackError),
+    #[error("a structure that must not be loaded was made, and refused: {0}")]
+    Unsound(String),
     #[error("chain {chain} of table {} cofferdam is not hooked as it was declared", family.as_str())]
     NotHooked { family: TableFamily, chain: ChainName },
+}
+
+impl KernelError {
+    /// Whether the kernel's rules and elements are certainly what the planner was told.
+    fn left_everything(&self) -> bool {
+        match self {
+            Self::Structure(error) => error.left_everything(),
+            // A full set or table: the transaction was refused as a whole, and nobody else is to blame.
+            Self::Elements(error) => {
+                matches!(error.errno(), Some(Errno::ENFILE | Errno::ENOSPC | Errno::ENOMEM))
+            }
+            Self::Conntrack(_) | Self::Unsound(_) => true,
+            Self::Advertisements(_) | Self::NotHooked { .. } => false,
+        }
+    }
 }
 
 /// What a pass did, for the log.
@@ -61,22 +86,53 @@ impl Kernel {
             elements: Elements::open().map_err(Refusal::kernel)?,
             links: Links::open().map_err(Refusal::kernel)?,
             conntrack: Conntrack::open().map_err(Refusal::kernel)?,
+            left: None,
+            replaced_after: None,
+        })
+    }
+
+    /// Whether the announced transaction was made by this very process or a run of nft of its own. Asked once for each.
+    pub fn made(&self, generation: &Generation) -> bool {
+        generation.port == self.elements.port()
+            || self.nft.made(generation.port)
+            || self.nft.made(generation.pid)
+    }
+
+    /// Whether our tables have been replaced after that transaction.
+    pub fn undid(&self, generation: &Generation) -> bool {
+        self.replaced_after
+            .is_some_and(|last| last.wrapping_sub(generation.id).cast_signed() >= 0)
+    }
+
+    /// What in our tables is not as it was left: reads all of them.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn difference(&mut self, planner: &Planner) -> Result<Option<&'static str>, ElementsError> {
+        tokio::task::block_in_place(|| {
+            if Some(self.elements.structure()?) != self.left {
+                return Ok(Some("chains or rules"));
+            }
+            let applied = planner.ledger().applied();
+            let nothing = BTreeMap::new();
+            for (family, table) in &planner.structure().ruleset.tables {
+                for (name, spec) in &table.sets {
+                    let set = SetRef {
+                        table: *family,
+                        set: name.clone(),
+                    };
+                    if self.elements.list(&set, spec.key)? != *applied.get(&set).unwrap_or(&nothing) {
+                        return Ok(Some("elements"));
+                    }
+                }
+            }
+            Ok(None)
         })
     }
 
     /// The host's bridges, ports and routes.
     pub fn links(&self) -> &Links {
         &self.links
-    }
-
-    /// Whether base chains of ours stand in the kernel, hooked as this ruleset says.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub fn stands(&mut self, ruleset: &Ruleset) -> Result<bool, ElementsError> {
-        let hooked = self.elements.base_chains()?;
-        Ok(base_chains(ruleset)
-            .all(|(family, chain, hook)| hooked.get(&(family, chain.clone())) == Some(&hook)))
     }
 
     /// Whether there is any base chain of ours.
@@ -95,28 +151,52 @@ impl Kernel {
         self.nft.apply(&[crate::plan::ruleset::Step::DeleteTables]).await
     }
 
-    /// Rules, then open connections, then bridges and ports. What fails stays in the planner and comes again.
+    /// Rules, then open connections, then bridges and ports. What fails stays in the planner and comes again; where the
+    /// kernel may hold something else than the planner was told, it is told so, and its next plan replaces everything.
     ///
     /// # Errors
     /// When rules or connections could not be changed; bridges and ports are only warned about, since a frame that
     /// misses `inet forward` is dropped by `bridge sealed`.
     pub async fn carry_out(&mut self, plan: &Plan, planner: &mut Planner) -> Result<Outcome, KernelError> {
-        let mut outcome = Outcome::default();
-        self.elements.commit(&plan.ended)?;
-        if !plan.released.is_empty() {
-            outcome.flows_ended +=
-                self.end_flows(|flow| plan.released.iter().any(|address| flow.involves(*address)))?;
+        let result = self.try_to_carry_out(plan, planner).await;
+        if result.as_ref().is_err_and(|error| !error.left_everything()) {
+            planner.kernel_lost();
         }
+        result
+    }
+
+    async fn try_to_carry_out(&mut self, plan: &Plan, planner: &mut Planner) -> Result<Outcome, KernelError> {
+        fault::point("pass-begins");
+        if matches!(plan.kernel, KernelStep::Structure(_) | KernelStep::Replace(_))
+            && let Some(fault) = check::faults(&planner.structure().ruleset).into_iter().next()
+        {
+            return Err(KernelError::Unsound(fault));
+        }
+        let mut outcome = Outcome {
+            flows_ended: self.close(plan, planner)?,
+        };
         match &plan.kernel {
             KernelStep::Nothing => {}
-            KernelStep::Elements(changes) => self.elements.commit(changes)?,
-            KernelStep::Structure(steps) => self.nft.apply(steps).await?,
-            KernelStep::Replace(steps) => {
+            KernelStep::Elements(changes) => self.commit(changes, planner)?,
+            KernelStep::Structure(steps) => {
                 self.nft.apply(steps).await?;
+                fault::point("structure-changed");
+                self.left = Some(self.elements.structure()?);
+            }
+            KernelStep::Replace(steps) => {
+                let last = self.elements.generation()?;
+                self.nft.apply(steps).await?;
+                fault::point("tables-replaced");
                 insert_advertisement_rules(&mut self.elements, &Advertisements::default())?;
+                fault::point("advertisements-inserted");
                 self.verify_hooked(&planner.structure().ruleset)?;
+                self.left = Some(self.elements.structure()?);
+                self.replaced_after = Some(last);
+                // The elements of released addresses stood until now, and may have let new connections in.
+                outcome.flows_ended += self.end_released(plan)?;
             }
         }
+        fault::point("kernel-changed");
         planner.kernel_applied();
         if plan.sweep {
             let addresses = planner.addresses(host_addresses());
@@ -124,15 +204,56 @@ impl Kernel {
             outcome.flows_ended += self.end_flows(ends)?;
         }
         planner.flows_ended();
+        fault::point("flows-swept");
         for step in &plan.links {
             match self.link_step(*step).await {
                 Ok(()) => planner.link_applied(*step),
                 // The event that it is gone is on its way.
-                Err(error) if error.is_gone() => {}
+                Err(error) if error.is_gone() => planner.link_gone(*step),
                 Err(error) => warn!(%error, ?step, "a bridge or port could not be changed"),
             }
+            fault::point("link-changed");
         }
         Ok(outcome)
+    }
+
+    /// The part of a plan that needs no nft and opens nothing: elements of released addresses, then their connections.
+    /// Returns how many were ended; the addresses stay released in the planner.
+    ///
+    /// # Errors
+    /// When an element could not be deleted or a connection not be ended.
+    pub fn close(&mut self, plan: &Plan, planner: &mut Planner) -> Result<usize, KernelError> {
+        self.elements.commit(&plan.ended)?;
+        fault::point("ended-committed");
+        planner.deletions_applied(&plan.ended);
+        let ended = self.end_released(plan)?;
+        fault::point("released-ended");
+        Ok(ended)
+    }
+
+    fn end_released(&mut self, plan: &Plan) -> Result<usize, ConntrackError> {
+        if plan.released.is_empty() {
+            return Ok(0);
+        }
+        self.end_flows(|flow| plan.released.iter().any(|address| flow.involves(*address)))
+    }
+
+    /// All changes in one transaction; what closes is not held up by what cannot open.
+    fn commit(&mut self, changes: &[ElementChange], planner: &mut Planner) -> Result<(), KernelError> {
+        let Err(error) = self.elements.commit(changes) else {
+            return Ok(());
+        };
+        let error = KernelError::from(error);
+        if error.left_everything() {
+            let deletions: Vec<ElementChange> = changes
+                .iter()
+                .filter(|change| change.action == ElementAction::Delete)
+                .cloned()
+                .collect();
+            self.elements.commit(&deletions)?;
+            planner.deletions_applied(&deletions);
+        }
+        Err(error)
     }
 
     fn verify_hooked(&mut self, ruleset: &Ruleset) -> Result<(), KernelError> {
@@ -174,6 +295,7 @@ impl Kernel {
                     .await
             }
             LinkStep::Isolate { port, isolated } => self.links.set_isolated(port, isolated).await,
+            LinkStep::Return { port, bridge } => self.links.set_bridge(port, bridge).await,
         }
     }
 }
@@ -252,6 +374,7 @@ pub async fn network_step(engine: &Engine, step: &NetworkStep) -> Result<Network
                 labels: [(SERVICE_LABEL.to_owned(), service.to_string())].into(),
             };
             let id = engine.create_network(&request).await?;
+            fault::point("network-created");
             let mut labels = request.labels;
             labels.insert(MANAGED_LABEL.to_owned(), "true".to_owned());
             Ok(NetworkOutcome::Created(Network {
@@ -282,14 +405,17 @@ pub async fn network_step(engine: &Engine, step: &NetworkStep) -> Result<Network
                 .connect_container(network, container, &attachment)
                 .await
                 .map(|_| NetworkOutcome::Attached)
+                .inspect(|_| fault::point("attached"))
         }
         NetworkStep::Detach { network, container } => engine
             .disconnect_container(network, container)
             .await
-            .map(|_| NetworkOutcome::Detached),
+            .map(|_| NetworkOutcome::Detached)
+            .inspect(|_| fault::point("detached")),
         NetworkStep::Remove { network, .. } => engine
             .remove_network(network)
             .await
-            .map(|()| NetworkOutcome::Removed),
+            .map(|()| NetworkOutcome::Removed)
+            .inspect(|_| fault::point("network-removed")),
     }
 }

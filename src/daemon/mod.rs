@@ -6,12 +6,14 @@
 //! | [`run`] | the loop: one pass for each cause |
 //! | [`once`] | one reconcile, and the removal of every trace |
 //! | [`executor`] | carrying a plan out, step by step |
+//! | [`drift`] | what others change of ours: noticed, put back, counted |
 //! | [`reader`] | reading engine objects again after events, never two readings of one at once |
 //! | [`source`], [`reload`] | the policy directory, and its changes |
 //! | [`status`], [`control`] | what is true now, and the socket that tells it |
 //! | [`lock`], [`refusal`] | one daemon at a time; why it does not start |
 
 pub mod control;
+pub mod drift;
 pub mod executor;
 pub mod lock;
 pub mod once;

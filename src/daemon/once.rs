@@ -8,6 +8,7 @@ use super::executor::{Kernel, network_step};
 use super::lock::Lock;
 use super::{Refusal, run, source};
 use crate::docker::Engine;
+use crate::fault;
 use crate::inventory::{Inventory, NetworkKind};
 use crate::kernel::links::NetfilterCalls;
 use crate::kernel::{bridge_netfilter, privilege};
@@ -212,6 +213,7 @@ impl Removal {
                 info!(network = network.name, "network removed");
             }
             self.restore_bridges(&mut failed).await;
+            fault::point("down-networks");
         }
         if let Err(error) = self.kernel.remove_tables().await {
             failed.push(error.to_string());

@@ -1,6 +1,6 @@
 //! The loop of `cofferdam run`: something is seen, the planner is told, its plan is carried out, the status is published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, info, warn};
 
 use super::control;
+use super::drift::{self, Repairs};
 use super::executor::{Kernel, NetworkOutcome, network_step};
 use super::lock::Lock;
 use super::reader::{Object, Reader, Reading};
@@ -18,6 +19,7 @@ use super::source::{self, SourceError};
 use super::status::{Passes, PolicyStatus, Refused, State, Status};
 use super::{Refusal, reload};
 use crate::docker::{Engine, EngineError, EngineEvent, NetworkError, subscribe};
+use crate::fault;
 use crate::inventory::{Endpoint, Lifecycle};
 use crate::kernel::generation::{GenerationEvent, GenerationWatch};
 use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
@@ -50,12 +52,13 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             biased;
             _ = inputs.terminate.recv() => break,
             _ = inputs.interrupt.recv() => break,
+            // First what closes again: others may have opened our tables.
+            Some(event) = inputs.generations.recv() => daemon.generation(&event),
             Some(event) = inputs.links.recv() => daemon.link_event(event).await,
             Some(reading) = inputs.readings.recv() => daemon.reading(reading),
             Some(event) = inputs.engine.recv() => daemon.engine_event(event),
             Some(done) = inputs.steps.recv() => daemon.step_done(done),
             Some(subject) = inputs.retries.recv() => daemon.retry(&subject),
-            Some(event) = inputs.generations.recv() => daemon.generation(&event),
             Some(()) = inputs.policy.recv() => daemon.reload("policy changed").await,
             _ = inputs.hangup.recv() => daemon.reload("SIGHUP").await,
             _ = inputs.tick.tick() => daemon.resync("slow timer").await,
@@ -97,6 +100,14 @@ enum Retry {
     Step(NetworkStep),
 }
 
+/// The rules could not be changed.
+struct KernelFailure {
+    reason: String,
+    attempts: u32,
+    /// Nothing is tried before, so that a hanging nft does not hang every pass.
+    retry_at: Instant,
+}
+
 struct Daemon {
     settings: Settings,
     planner: Planner,
@@ -107,7 +118,11 @@ struct Daemon {
     /// Whether the engine was listed at least once: before that, rules of an earlier run are left alone.
     listed: bool,
     exhausted: Option<PoolExhausted>,
-    kernel_failures: u32,
+    /// The rules could not be changed: why, how often in a row, and until when nft is left alone.
+    kernel_failure: Option<KernelFailure>,
+    repairs: Repairs,
+    /// br_netfilter is not there any more.
+    without_bridge_netfilter: Option<String>,
     /// Engine calls that fail: how often in a row, and why.
     step_failures: BTreeMap<Subject, (u32, String)>,
     /// Whether the engine could not be reached since the start.
@@ -123,7 +138,9 @@ struct Daemon {
 impl Daemon {
     async fn start(settings: Settings) -> Result<(Self, Inputs), Refusal> {
         privilege::require_net_admin()?;
+        fault::point("before-lock");
         let lock = Lock::take()?;
+        fault::point("after-lock");
         bridge_netfilter::ensure().await?;
         let kernel = Kernel::open()?;
         // One that cannot be reached is waited for, in the loop.
@@ -133,14 +150,10 @@ impl Daemon {
         // Subscriptions first, listings after them: nothing falls between.
         let (links_sender, links) = mpsc::channel(LINK_EVENTS);
         let link_watch = LinkWatch::open().map_err(Refusal::kernel)?;
-        tokio::spawn(log_end("the link watch", async move {
-            link_watch.run(links_sender).await
-        }));
+        tokio::spawn(drift::watch_links(link_watch, links_sender));
         let (generations_sender, generations) = mpsc::channel(LINK_EVENTS);
         let generation_watch = GenerationWatch::open().map_err(Refusal::kernel)?;
-        tokio::spawn(log_end("the nftables watch", async move {
-            generation_watch.run(generations_sender).await
-        }));
+        tokio::spawn(drift::watch_generations(generation_watch, generations_sender));
 
         let (status, status_receiver) = watch::channel(Arc::new(Status::starting()));
         let socket = control::listen(&settings.control_socket).map_err(|error| {
@@ -150,6 +163,7 @@ impl Daemon {
             )
         })?;
         tokio::spawn(control::serve(socket, status_receiver));
+        fault::point("after-socket");
 
         let (reader, readings) = Reader::new();
         let (steps_sender, steps) = mpsc::unbounded_channel();
@@ -183,7 +197,9 @@ impl Daemon {
             held_back: Vec::new(),
             listed: false,
             exhausted: None,
-            kernel_failures: 0,
+            kernel_failure: None,
+            repairs: Repairs::default(),
+            without_bridge_netfilter: None,
             step_failures: BTreeMap::new(),
             engine_missing: false,
             passes: Passes::default(),
@@ -195,6 +211,9 @@ impl Daemon {
         };
         daemon.reload("start").await;
         daemon.list_links().await;
+        if let Some(source) = daemon.planner.pool_collision() {
+            return Err(Refusal::Pool { source });
+        }
         Ok((daemon, inputs))
     }
 
@@ -210,6 +229,8 @@ impl Daemon {
                 self.engine_event(event)
             } else if let Ok(done) = inputs.steps.try_recv() {
                 self.step_done(done)
+            } else if let Ok(event) = inputs.generations.try_recv() {
+                self.generation(&event)
             } else {
                 return first;
             };
@@ -230,6 +251,7 @@ impl Daemon {
         self.policy.directory = self.settings.policies.display().to_string();
         match loaded {
             Ok(loaded) => {
+                fault::point("policy-loaded");
                 let revision = loaded.revision.to_string();
                 self.policy.refused = None;
                 if self.policy.revision.as_ref() == Some(&revision) {
@@ -268,8 +290,11 @@ impl Daemon {
     async fn resync(&mut self, cause: Cause) -> Option<Cause> {
         self.reader.read(Object::Everything);
         self.list_links().await;
-        // A link may have been changed by others meanwhile.
-        self.planner.forget_links_applied();
+        self.without_bridge_netfilter = match bridge_netfilter::ensure().await {
+            Ok(()) => None,
+            Err(error) => Some(chain(&error)),
+        };
+        self.verify();
         self.reload(cause).await
     }
 
@@ -280,6 +305,19 @@ impl Daemon {
             LinkEvent::BridgeGone(index) => self.planner.remove_bridge(index),
             LinkEvent::Port(port) => self.planner.upsert_port(port),
             LinkEvent::PortGone(index) => self.planner.remove_port(index),
+            LinkEvent::Calls { bridge, calls } => {
+                let changed = self.planner.observe_calls(bridge, calls) && !calls;
+                self.repairs
+                    .link_observed(bridge, "bridge netfilter's call", changed);
+            }
+            LinkEvent::Isolated { port, isolated } => {
+                let changed = self.planner.observe_isolated(port, isolated);
+                self.repairs.link_observed(
+                    port,
+                    "isolation",
+                    changed && self.planner.wants_isolated(port) != isolated,
+                );
+            }
             LinkEvent::Resync => self.list_links().await,
         }
         Some("link event")
@@ -367,6 +405,7 @@ impl Daemon {
             Reading::Everything(listing) => {
                 self.planner.reset(listing);
                 self.listed = true;
+                fault::point("listed");
                 let held_back = std::mem::take(&mut self.held_back);
                 for event in held_back {
                     self.object_event(event);
@@ -404,21 +443,52 @@ impl Daemon {
         }
     }
 
-    /// Others changed nftables: when our chains are not as they were left, everything is put back.
+    /// Others changed nftables: what they did to our tables is undone by replacing all of it, in one transaction.
     fn generation(&mut self, event: &GenerationEvent) -> Option<Cause> {
-        let culprit = match event {
-            GenerationEvent::Made(generation) if generation.pid == std::process::id() => return None,
-            GenerationEvent::Made(generation) => format!("{} ({})", generation.process, generation.pid),
-            GenerationEvent::Overrun => "unknown".to_owned(),
+        let GenerationEvent::Made(generation) = event else {
+            warn!("changes of nftables were lost: reading our tables");
+            return self.verify();
         };
-        let ruleset = &self.planner.structure().ruleset;
-        if !self.planner.is_applied() || self.kernel.stands(ruleset).unwrap_or(true) {
+        let ours = self.kernel.made(generation);
+        let touched = generation.touched?;
+        // Before the tables are made, and while they wait to be replaced, nothing of theirs is worth a repair.
+        if ours || !self.planner.is_applied() || self.kernel.undid(generation) {
             return None;
         }
-        self.passes.repairs += 1;
-        warn!(culprit, "our tables were changed by others: putting them back");
+        self.drift(touched.as_str(), Some((&generation.process, generation.pid)))
+    }
+
+    /// Reads our tables and has them replaced where they are not as they were left.
+    fn verify(&mut self) -> Option<Cause> {
+        if !self.planner.is_applied() {
+            return None;
+        }
+        match self.kernel.difference(&self.planner) {
+            Ok(None) => None,
+            Ok(Some(what)) => self.drift(what, None),
+            Err(error) => {
+                warn!(error = %chain(&error), "our tables could not be read; the slow timer tries again");
+                None
+            }
+        }
+    }
+
+    fn drift(&mut self, what: &str, culprit: Option<(&str, u32)>) -> Option<Cause> {
+        let pause = self.repairs.tables_changed(what, culprit);
         self.planner.kernel_lost();
-        Some("drift")
+        // What was opened while the rules were others' must not live on as established.
+        self.planner.request_sweep();
+        // Whoever asks meanwhile is not told that all is well.
+        self.publish();
+        if pause.is_zero() {
+            return Some("drift");
+        }
+        let sender = self.retries.clone();
+        tokio::spawn(async move {
+            sleep(pause).await;
+            let _ = sender.send(Retry::Kernel);
+        });
+        None
     }
 
     fn step_done(&mut self, done: StepDone) -> Option<Cause> {
@@ -505,7 +575,7 @@ impl Daemon {
     }
 
     fn retry_later(&self, retry: Retry, attempts: u32) {
-        let pause = RETRY.0.saturating_mul(1 << attempts.min(10)).min(RETRY.1);
+        let pause = pause(attempts);
         let sender = self.retries.clone();
         tokio::spawn(async move {
             sleep(pause).await;
@@ -516,28 +586,17 @@ impl Daemon {
     /// Plans, carries out, publishes.
     async fn pass(&mut self, cause: Cause) {
         if !self.may_touch_the_kernel() {
-            self.publish(&[]);
+            self.publish();
             return;
         }
         let started = Instant::now();
         let plan = self.planner.plan();
-        let mut reasons = Vec::new();
         if !plan.is_empty() {
-            match self.kernel.carry_out(&plan, &mut self.planner).await {
-                Ok(outcome) => {
-                    self.kernel_failures = 0;
-                    self.log_pass(cause, &plan, outcome.flows_ended, started);
-                }
-                Err(failure) => {
-                    self.kernel_failures += 1;
-                    error!(error = %chain(&failure), cause, "the rules could not be changed: what stands stays");
-                    reasons.push(format!("the rules could not be changed: {}", chain(&failure)));
-                    // Intent and kernel may differ now: replace everything.
-                    self.planner.kernel_lost();
-                    self.retry_later(Retry::Kernel, self.kernel_failures);
-                }
-            }
+            self.change_kernel(cause, &plan, started).await;
             self.start_engine_calls(&plan.networks);
+        } else {
+            // What could not be done is not wanted any more.
+            self.kernel_failure = None;
         }
         let wanted = |subject: &Subject| plan.networks.iter().any(|step| step.subject() == *subject);
         self.step_failures
@@ -546,7 +605,36 @@ impl Daemon {
         self.passes.count += 1;
         self.passes.last_cause = cause.to_owned();
         self.passes.last_elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.publish(&reasons);
+        fault::point("before-publish");
+        self.publish();
+    }
+
+    async fn change_kernel(&mut self, cause: Cause, plan: &Plan, started: Instant) {
+        let needs_nft = matches!(plan.kernel, KernelStep::Structure(_) | KernelStep::Replace(_));
+        let waiting = |failure: &KernelFailure| needs_nft && Instant::now() < failure.retry_at;
+        let result = if self.kernel_failure.as_ref().is_some_and(waiting) {
+            self.kernel.close(plan, &mut self.planner).map(|_| None)
+        } else {
+            self.kernel.carry_out(plan, &mut self.planner).await.map(Some)
+        };
+        match result {
+            Ok(None) => {}
+            Ok(Some(outcome)) => {
+                self.kernel_failure = None;
+                self.repairs.pass_done(&plan.links);
+                self.log_pass(cause, plan, outcome.flows_ended, started);
+            }
+            Err(failure) => {
+                let attempts = self.kernel_failure.as_ref().map_or(0, |it| it.attempts) + 1;
+                error!(error = %chain(&failure), cause, attempts, "the rules could not be changed: what stands stays");
+                self.kernel_failure = Some(KernelFailure {
+                    reason: format!("the rules could not be changed: {}", chain(&failure)),
+                    attempts,
+                    retry_at: Instant::now() + pause(attempts),
+                });
+                self.retry_later(Retry::Kernel, attempts);
+            }
+        }
     }
 
     /// Before the engine and the policy are known, rules of an earlier run are better than none: they stay. Without such
@@ -595,13 +683,21 @@ impl Daemon {
         );
     }
 
-    fn publish(&self, reasons: &[String]) {
+    fn publish(&self) {
         let mut status = Status::starting();
         status.observe(&self.planner);
         status.policy = self.policy.clone();
         status.passes = self.passes.clone();
+        status.passes.repairs = self.repairs.count;
+        status.drift = self.repairs.last.clone();
         status.engine = self.reader.engine().map(|engine| engine.info().version.clone());
-        status.reasons = reasons.to_vec();
+        status.reasons.extend(self.repairs.pending());
+        status
+            .reasons
+            .extend(self.kernel_failure.iter().map(|it| it.reason.clone()));
+        status
+            .reasons
+            .extend(self.without_bridge_netfilter.iter().cloned());
         if let Some(refused) = &self.policy.refused {
             status.reasons.push(format!(
                 "the policy has {} faults, first: {}",
@@ -629,9 +725,24 @@ impl Daemon {
     }
 }
 
+/// How long to wait after so many failures in a row.
+fn pause(attempts: u32) -> Duration {
+    RETRY.0.saturating_mul(1 << attempts.min(10)).min(RETRY.1)
+}
+
 /// Lists the host's bridges, ports and routes into the planner.
 pub(super) async fn observe_links(links: &Links, planner: &mut Planner) -> Result<(), LinkError> {
-    let Snapshot { bridges, ports } = links.list().await?;
+    let Snapshot {
+        bridges,
+        ports,
+        calling,
+        isolated,
+    } = links.list().await?;
+    let ours: BTreeSet<u32> = bridges
+        .iter()
+        .filter(|it| it.name.as_str().starts_with("cfd-"))
+        .map(|it| it.index)
+        .collect();
     let bridges = bridges
         .into_iter()
         .map(|bridge| (bridge.index, bridge.name))
@@ -640,9 +751,12 @@ pub(super) async fn observe_links(links: &Links, planner: &mut Planner) -> Resul
         bridges,
         ports.into_iter().map(|port| (port.index, port)).collect(),
     );
-    // The default route overlaps everything and takes nothing.
-    let routes = links.routes().await?.into_iter().map(|(net, _)| net);
-    planner.set_routes(routes.filter(|net| net.prefix_len() > 0).collect());
+    planner.reset_link_settings(calling, isolated);
+    let others = links.routes().await?.into_iter().filter(|(net, interface)| {
+        // The default route overlaps everything and takes nothing.
+        net.prefix_len() > 0 && interface.is_none_or(|interface| !ours.contains(&interface))
+    });
+    planner.set_routes(others.map(|(net, _)| net).collect());
     Ok(())
 }
 
@@ -670,10 +784,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-async fn log_end<E: std::error::Error>(what: &'static str, task: impl Future<Output = Result<(), E>>) {
-    if let Err(error) = task.await {
-        error!(error = %chain(&error), "{what} ended: only the slow timer sees changes now");
-    }
 }

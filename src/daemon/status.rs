@@ -38,6 +38,9 @@ pub struct Status {
     pub engine: Option<String>,
     pub policy: PolicyStatus,
     pub passes: Passes,
+    /// The last change by others that was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
     /// By `segment/service`.
     pub services: BTreeMap<String, ServiceStatus>,
     pub edges: Vec<EdgeStatus>,
@@ -77,6 +80,31 @@ pub struct Passes {
     pub repairs: u64,
     pub last_cause: String,
     pub last_elapsed_ms: u64,
+}
+
+/// A change of our rules, bridges or ports by others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drift {
+    /// When it was noticed.
+    pub at: String,
+    pub what: String,
+    /// Who made it, where the kernel tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// How long it took to put it back; `None`: it is not yet.
+    pub repaired_us: Option<u64>,
+}
+
+impl std::fmt::Display for Drift {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} changed by ", self.what)?;
+        match (&self.process, self.pid) {
+            (Some(process), Some(pid)) => write!(f, "{process} ({pid})"),
+            _ => f.write_str("others"),
+        }
+    }
 }
 
 /// One service's containers.
@@ -135,6 +163,7 @@ impl Status {
             engine: None,
             policy: PolicyStatus::default(),
             passes: Passes::default(),
+            drift: None,
             services: BTreeMap::new(),
             edges: Vec::new(),
             quarantined: BTreeMap::new(),

@@ -1,6 +1,6 @@
 //! The engine's answers, narrowed. What is malformed is left out and warned of; nothing here fails.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -9,8 +9,9 @@ use bollard::models as api;
 use tracing::warn;
 
 use crate::inventory::{
-    Container, ContainerId, Endpoint, Lifecycle, Network, NetworkId, NetworkKind, NetworkMode,
+    Container, ContainerId, Endpoint, Lifecycle, Network, NetworkId, NetworkKind, NetworkMode, Published,
 };
+use crate::net::Transport;
 
 /// A bridge network's option with its interface's name.
 pub(super) const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
@@ -76,6 +77,12 @@ pub(super) fn listed_container(summary: api::ContainerSummary, names: &NetworkNa
             state,
             mode,
             networks,
+            published: summary
+                .ports
+                .unwrap_or_default()
+                .iter()
+                .filter_map(listed_port)
+                .collect(),
         },
         names,
     ))
@@ -94,6 +101,7 @@ pub(super) fn inspected_container(
         false => Lifecycle::Stopped,
     };
     let config = answer.config.unwrap_or_default();
+    let settings = answer.network_settings.unwrap_or_default();
     Some(container(
         Parts {
             id,
@@ -102,7 +110,13 @@ pub(super) fn inspected_container(
             labels: config.labels,
             state,
             mode: answer.host_config.and_then(|config| config.network_mode),
-            networks: answer.network_settings.and_then(|settings| settings.networks),
+            networks: settings.networks,
+            published: settings
+                .ports
+                .unwrap_or_default()
+                .iter()
+                .flat_map(inspected_ports)
+                .collect(),
         },
         names,
     ))
@@ -118,6 +132,43 @@ pub(super) fn needs_names(answer: &api::ContainerInspectResponse) -> bool {
     networks.any(|(_, settings)| is_empty(settings.network_id.as_deref()))
 }
 
+/// A published port as the list tells it; one that is only exposed has no public port.
+fn listed_port(port: &api::PortSummary) -> Option<Published> {
+    use api::PortSummaryTypeEnum as Type;
+    let transport = match port.typ? {
+        Type::TCP => Transport::Tcp,
+        Type::UDP => Transport::Udp,
+        Type::SCTP => Transport::Sctp,
+        Type::EMPTY => return None,
+    };
+    Some(Published {
+        transport,
+        host_port: port.public_port?,
+        container_port: port.private_port,
+    })
+}
+
+/// The published ports of one entry, `80/tcp`, as inspect tells them.
+fn inspected_ports((port, bindings): (&String, &Option<Vec<api::PortBinding>>)) -> Vec<Published> {
+    let parse = || {
+        let (number, protocol) = port.split_once('/')?;
+        let transport = Transport::ALL.into_iter().find(|it| it.as_str() == protocol)?;
+        Some((number.parse().ok()?, transport))
+    };
+    let Some((container_port, transport)) = parse() else {
+        return Vec::new();
+    };
+    let host_port = |binding: &api::PortBinding| binding.host_port.as_deref()?.parse().ok();
+    let host_ports = bindings.iter().flatten().filter_map(host_port);
+    host_ports
+        .map(|host_port| Published {
+            transport,
+            host_port,
+            container_port,
+        })
+        .collect()
+}
+
 /// What list and inspect have in common.
 struct Parts {
     id: ContainerId,
@@ -127,6 +178,7 @@ struct Parts {
     state: Lifecycle,
     mode: Option<String>,
     networks: Option<HashMap<String, api::EndpointSettings>>,
+    published: BTreeSet<Published>,
 }
 
 fn container(parts: Parts, names: &NetworkNames) -> Container {
@@ -177,6 +229,7 @@ fn container(parts: Parts, names: &NetworkNames) -> Container {
         lifecycle,
         network_mode,
         endpoints,
+        published: parts.published,
         id,
     }
 }

@@ -4,13 +4,13 @@
 //! Pure: no clocks, files, processes or sockets.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::net::{IfName, Mac};
+use crate::net::{IfName, Mac, Transport};
 
 pub mod links;
 mod state;
@@ -78,6 +78,15 @@ pub struct Container {
     pub network_mode: NetworkMode,
     /// One for each network that it is attached to, or will be at its start.
     pub endpoints: BTreeMap<NetworkId, Endpoint>,
+    pub published: BTreeSet<Published>,
+}
+
+/// A port that is published on the host, whatever address of the host it is bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Published {
+    pub transport: Transport,
+    pub host_port: u16,
+    pub container_port: u16,
 }
 
 /// One attachment of a container to a network. A stopped container's endpoint may have no addresses, or only those

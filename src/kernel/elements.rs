@@ -8,11 +8,13 @@ use std::fmt;
 
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE};
 use netlink_packet_netfilter::nftables::{
-    ChainMessage, DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementFlags,
-    SetElementList, SetElementMessage, TableAttribute, TableMessage, Verdict, VerdictAttribute,
+    ChainMessage, DataAttribute, GenMessage, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
+    SetElementAttribute, SetElementFlags, SetElementList, SetElementMessage, TableAttribute, TableMessage,
+    Verdict, VerdictAttribute,
 };
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterProtoFamily};
 use nix::errno::Errno;
+use sha2::{Digest, Sha256};
 
 use super::keys::{self, WireKey};
 use super::netlink::{
@@ -51,6 +53,14 @@ pub enum ElementsError {
     },
     #[error("could not read the counters of table inet {TABLE}")]
     Counters(#[source] NetlinkError),
+    #[error("could not read the number of the last transaction of nftables")]
+    Generation(#[source] NetlinkError),
+    #[error("could not read the chains and rules of table {family} {TABLE}")]
+    Structure {
+        family: &'static str,
+        #[source]
+        source: NetlinkError,
+    },
     #[error("could not read the base chains of table {family} {TABLE}")]
     BaseChains {
         family: &'static str,
@@ -77,6 +87,8 @@ impl ElementsError {
             | Self::Batch { source, .. }
             | Self::List { source, .. }
             | Self::Counters(source)
+            | Self::Generation(source)
+            | Self::Structure { source, .. }
             | Self::BaseChains { source, .. } => source,
         }
     }
@@ -202,6 +214,58 @@ impl Elements {
         Ok(hooked)
     }
 
+    /// A digest of our tables' chains and rules, as the kernel holds them: each chain's hook and policy, each rule's
+    /// handle and expressions, in their order. Elements and counters' values are no part of it.
+    pub fn structure(&mut self) -> Result<StructureDigest, ElementsError> {
+        let mut digest = Sha256::new();
+        for table in TableFamily::ALL {
+            let fail = |source| ElementsError::Structure {
+                family: table.as_str(),
+                source,
+            };
+            digest.update([u8::from(self.table_is_awake(table).map_err(fail)?)]);
+            let chains = NfTablesMessage::GetChain(ChainMessage {
+                attributes: Vec::new(),
+            });
+            let chains = message(family(table), chains);
+            let chains = self
+                .netfilter
+                .dump(&chains, |payload| our_attributes(payload, &CHAIN_IDENTITY));
+            for chain in chains.map_err(fail)? {
+                digest.update(chain);
+            }
+            let rules = NfTablesMessage::GetRule(RuleMessage {
+                attributes: vec![RuleAttribute::Table(TABLE.to_owned())],
+            });
+            let rules = message(family(table), rules);
+            let rules = self
+                .netfilter
+                .dump(&rules, |payload| our_attributes(payload, &RULE_IDENTITY));
+            for rule in rules.map_err(fail)? {
+                digest.update(rule);
+            }
+        }
+        Ok(StructureDigest(digest.finalize().into()))
+    }
+
+    /// The number of the last transaction of anybody.
+    pub fn generation(&mut self) -> Result<u32, ElementsError> {
+        const NFTA_GEN_ID: u16 = 1;
+        let wanted = NfTablesMessage::GetGen(GenMessage {
+            attributes: Vec::new(),
+        });
+        self.netfilter
+            .get(&message(NetfilterProtoFamily::Unspec, wanted), |payload| {
+                u32_attribute(payload, NFTA_GEN_ID)
+            })
+            .map_err(ElementsError::Generation)
+    }
+
+    /// The number under which the kernel announces the transactions of this channel.
+    pub fn port(&self) -> u32 {
+        self.netfilter.port()
+    }
+
     /// Whether our table exists and its base chains are registered.
     fn table_is_awake(&mut self, table: TableFamily) -> Result<bool, NetlinkError> {
         const NFTA_TABLE_FLAGS: u16 = 2;
@@ -219,6 +283,28 @@ impl Elements {
             Err(error) => Err(error),
         }
     }
+}
+
+/// What our tables' chains and rules are, in 32 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StructureDigest([u8; 32]);
+
+/// `NFTA_CHAIN_HANDLE`, `_NAME`, `_HOOK`, `_POLICY`, `_TYPE`, `_FLAGS`
+const CHAIN_IDENTITY: [u16; 6] = [2, 3, 4, 5, 7, 10];
+/// `NFTA_RULE_CHAIN`, `_HANDLE`, `_EXPRESSIONS`, `_USERDATA`
+const RULE_IDENTITY: [u16; 4] = [2, 3, 4, 7];
+
+/// The attributes that make an object of ours what it is, with their numbers and lengths; `None` for another table's.
+fn our_attributes(payload: &[u8], wanted: &[u16]) -> Option<Vec<u8>> {
+    const TABLE_NAME: u16 = 1;
+    text_attribute(payload, TABLE_NAME).filter(|table| *table == TABLE)?;
+    let mut bytes = Vec::new();
+    for (kind, value) in attributes(payload).filter(|(kind, _)| wanted.contains(kind)) {
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value.len().to_ne_bytes());
+        bytes.extend(value);
+    }
+    Some(bytes)
 }
 
 /// How many requests fit into one batch; at least one.
@@ -307,6 +393,8 @@ impl fmt::Display for KeyText<'_> {
             Key::Mac(mac) => mac.fmt(f),
             Key::Binding4(index, mac, address) => write!(f, "interface {index} . {mac} . {address}"),
             Key::Binding6(index, mac, address) => write!(f, "interface {index} . {mac} . {address}"),
+            Key::Service4(address, transport, port) => write!(f, "{address} . {transport} . {port}"),
+            Key::Service6(address, transport, port) => write!(f, "{address} . {transport} . {port}"),
         }
     }
 }

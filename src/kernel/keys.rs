@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
-use crate::net::{IfName, Mac};
+use crate::net::{IfName, Mac, Transport};
 use crate::plan::ruleset::{Key, KeyType};
 
 /// The bytes of an `ifname` (`IFNAMSIZ`).
@@ -58,6 +58,8 @@ pub(super) fn encode(key: &Key) -> WireKey {
         Key::Binding6(index, mac, address) => {
             exact(&[&index.to_ne_bytes(), &mac.0, &[0, 0], &address.octets()])
         }
+        Key::Service4(address, transport, port) => exact(&[&address.octets(), &service(*transport, *port)]),
+        Key::Service6(address, transport, port) => exact(&[&address.octets(), &service(*transport, *port)]),
     }
 }
 
@@ -84,6 +86,14 @@ pub(super) fn decode(key_type: KeyType, bytes: &[u8]) -> Option<Key> {
         KeyType::Binding6 => {
             let (index, mac, address) = binding(bytes)?;
             Key::Binding6(index, mac, ipv6(address)?)
+        }
+        KeyType::Service4 => {
+            let (address, transport, port) = address_and_service(bytes)?;
+            Key::Service4(ipv4(address)?, transport, port)
+        }
+        KeyType::Service6 => {
+            let (address, transport, port) = address_and_service(bytes)?;
+            Key::Service6(ipv6(address)?, transport, port)
         }
         KeyType::Ipv4Nets | KeyType::Ipv6Nets => return None,
     })
@@ -129,6 +139,21 @@ fn subnets(key_type: KeyType, first: u128, last: u128) -> Option<Vec<IpNet>> {
             .map(IpNet::from)
             .collect(),
     })
+}
+
+/// Protocol and port, each padded to four bytes.
+fn service(transport: Transport, port: u16) -> [u8; 8] {
+    let [high, low] = port.to_be_bytes();
+    [transport.number(), 0, 0, 0, high, low, 0, 0]
+}
+
+fn address_and_service(bytes: &[u8]) -> Option<(&[u8], Transport, u16)> {
+    let (address, service) = bytes.split_at_checked(bytes.len().checked_sub(8)?)?;
+    let [number, _, _, _, high, low, _, _] = *service else {
+        return None;
+    };
+    let transport = Transport::ALL.into_iter().find(|it| it.number() == number)?;
+    Some((address, transport, u16::from_be_bytes([high, low])))
 }
 
 fn ipv4(bytes: &[u8]) -> Option<Ipv4Addr> {

@@ -2,10 +2,12 @@
 //!
 //! In: [`Step`]s. Out: nothing, or the text that nft wrote to its standard error.
 
+use std::collections::VecDeque;
 use std::env;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,6 +15,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::render;
+use crate::fault;
 use crate::plan::ruleset::Step;
 
 /// How long one run of nft may take, unless [`Nft::with_timeout`] says otherwise.
@@ -62,6 +65,17 @@ pub enum NftError {
 }
 
 impl NftError {
+    /// Whether the kernel's tables are certainly as they were before.
+    pub fn left_everything(&self) -> bool {
+        !matches!(
+            self,
+            Self::Timeout {
+                phase: Phase::Apply,
+                ..
+            }
+        )
+    }
+
     /// Whether the same document may well be accepted in a moment.
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -97,6 +111,30 @@ impl NftError {
 pub struct Nft {
     program: PathBuf,
     timeout: Duration,
+    own: Own,
+}
+
+/// The processes whose transactions have not been announced yet. A run of nft makes one transaction at most.
+#[derive(Debug, Clone, Default)]
+struct Own(Arc<Mutex<VecDeque<u32>>>);
+
+impl Own {
+    /// Those that failed are never announced: the oldest are forgotten.
+    const MOST: usize = 32;
+
+    fn note(&self, pid: u32) {
+        let mut pids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if pids.len() >= Self::MOST {
+            pids.pop_front();
+        }
+        pids.push_back(pid);
+    }
+
+    fn take(&self, pid: u32) -> bool {
+        let mut pids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = pids.iter().position(|it| *it == pid);
+        found.is_some_and(|index| pids.remove(index).is_some())
+    }
 }
 
 impl Nft {
@@ -115,6 +153,7 @@ impl Nft {
             .map(|program| Self {
                 program,
                 timeout: DEFAULT_TIMEOUT,
+                own: Own::default(),
             })
             .ok_or(NftError::Missing)
     }
@@ -129,7 +168,14 @@ impl Nft {
     pub async fn apply(&self, steps: &[Step]) -> Result<(), NftError> {
         let document = serde_json::to_vec(&render::document(steps)).map_err(NftError::Encode)?;
         self.run(Phase::Check, &document).await?;
+        fault::point("nft-checked");
         self.run(Phase::Apply, &document).await
+    }
+
+    /// Whether this process, or netlink port (its first socket's is the same number), was a run of nft of ours whose
+    /// transaction was not accounted for yet.
+    pub fn made(&self, pid: u32) -> bool {
+        self.own.take(pid)
     }
 
     async fn run(&self, phase: Phase, document: &[u8]) -> Result<(), NftError> {
@@ -158,6 +204,9 @@ impl Nft {
             .kill_on_drop(true)
             .spawn()
             .map_err(fail)?;
+        if phase == Phase::Apply {
+            child.id().into_iter().for_each(|pid| self.own.note(pid));
+        }
         let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
         let write = async {
             if let Some(mut stdin) = stdin {

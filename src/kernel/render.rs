@@ -184,6 +184,8 @@ fn set_type(key: KeyType) -> Value {
         KeyType::Mac => json!("ether_addr"),
         KeyType::Binding4 => json!(["iface_index", "ether_addr", "ipv4_addr"]),
         KeyType::Binding6 => json!(["iface_index", "ether_addr", "ipv6_addr"]),
+        KeyType::Service4 => json!(["ipv4_addr", "inet_proto", "inet_service"]),
+        KeyType::Service6 => json!(["ipv6_addr", "inet_proto", "inet_service"]),
     }
 }
 
@@ -212,6 +214,12 @@ fn element_key(key: &Key) -> Value {
         Key::Mac(mac) => json!(mac.to_string()),
         Key::Binding4(index, mac, address) => {
             json!({ "concat": [index, mac.to_string(), address.to_string()] })
+        }
+        Key::Service4(address, transport, port) => {
+            json!({ "concat": [address.to_string(), transport.as_str(), port] })
+        }
+        Key::Service6(address, transport, port) => {
+            json!({ "concat": [address.to_string(), transport.as_str(), port] })
         }
         Key::Binding6(index, mac, address) => {
             json!({ "concat": [index, mac.to_string(), address.to_string()] })

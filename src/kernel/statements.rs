@@ -27,6 +27,8 @@ pub(super) fn statement(statement: &Statement) -> Nft<'_> {
             payload("arp", side_of(*side, "saddr ip", "daddr ip")),
             in_set(set),
         ),
+        Statement::Service(side, family, set) => equal(service(*side, *family), in_set(set)),
+        Statement::SentByRoot => equal(meta(MetaKey::Skuid), Expression::Number(0)),
         Statement::EtherSource(set) => equal(payload("ether", "saddr"), in_set(set)),
         Statement::Binding(source, set) => equal(binding(*source), in_set(set)),
         Statement::NotBinding(source, set) => compare(binding(*source), Operator::NEQ, in_set(set)),
@@ -105,6 +107,15 @@ fn ip_address(side: Side, family: Family) -> Expression<'static> {
         Family::V6 => "ip6",
     };
     payload(protocol, side_of(side, "saddr", "daddr"))
+}
+
+/// `ip saddr . meta l4proto . th dport`
+fn service(side: Side, family: Family) -> Expression<'static> {
+    concat(vec![
+        ip_address(side, family),
+        meta(MetaKey::L4proto),
+        payload("th", "dport"),
+    ])
 }
 
 fn compare<'a>(left: Expression<'a>, op: Operator, right: Expression<'a>) -> Nft<'a> {

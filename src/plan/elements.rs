@@ -11,8 +11,9 @@ use super::names::{self, chain};
 use super::ruleset::{ChainName, Key, SetName, SetRef};
 use crate::inventory::links::Links;
 use crate::inventory::{Container, ContainerId, Endpoint, Inventory, Network, NetworkId, NetworkKind};
-use crate::model::{Identity, Standing, Unmanaged};
-use crate::net::{Family, IfName, Mac};
+use crate::model::{Identity, Rights, Standing, Unmanaged};
+use crate::net::{Family, IfName, Mac, Traffic, Transport};
+use crate::policy::Party;
 
 /// Everything that elements follow from.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +23,7 @@ pub struct View<'a> {
     pub standings: &'a BTreeMap<ContainerId, Standing>,
     pub guarded: &'a BTreeSet<NetworkId>,
     pub structure: &'a Structure,
-    pub unmanaged: Unmanaged,
+    pub rights: &'a Rights,
 }
 
 impl View<'_> {
@@ -39,27 +40,82 @@ impl View<'_> {
             let NetworkKind::Bridge(bridge) = &network.kind else {
                 continue;
             };
-            // What a stopped container asks for may be another's meanwhile, but on our networks we hand addresses out.
-            if !self.guarded.contains(&network.id) || !(endpoint.is_live() || network.is_ours()) {
+            let addresses = self.own_addresses(&network.id, endpoint);
+            if addresses.is_empty() {
                 continue;
             }
             match standing {
                 Standing::Managed(identity) => {
-                    endpoint
-                        .addresses()
-                        .for_each(|address| self.rights(identity, address, &mut claim));
+                    addresses
+                        .iter()
+                        .for_each(|address| self.rights(identity, *address, &mut claim));
                 }
                 Standing::Unmanaged => {
-                    endpoint
-                        .addresses()
-                        .for_each(|address| self.no_rights(address, &mut claim));
+                    addresses
+                        .iter()
+                        .for_each(|address| self.no_rights(*address, &mut claim));
                 }
                 // No rights and no proof: nothing of it passes.
                 Standing::Quarantined(_) => continue,
             }
             self.binding(bridge, endpoint, &mut claim);
         }
+        if let Standing::Managed(identity) = standing {
+            self.published(container, identity, &mut claim);
+        }
         claim
+    }
+
+    /// The addresses of an endpoint on a guarded network that are its own. What a stopped container asks for may be
+    /// another's meanwhile, but on our networks we hand addresses out.
+    fn own_addresses(&self, network: &NetworkId, endpoint: &Endpoint) -> Vec<IpAddr> {
+        let ours = self.inventory.network(network).is_some_and(Network::is_ours);
+        let own = self.guarded.contains(network) && (endpoint.is_live() || ours);
+        if own {
+            endpoint.addresses().collect()
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Who may reach the container's published ports by an address of the host: whoever may reach them directly.
+    fn published(&self, container: &Container, identity: &Identity, claim: &mut Claim) {
+        for port in &container.published {
+            let traffic = Traffic::Port(port.transport, port.container_port);
+            let mut called = false;
+            for caller in self.inventory.containers().values() {
+                let Some(Standing::Managed(calling)) = self.standings.get(&caller.id) else {
+                    continue;
+                };
+                let (from, to) = (
+                    Party::Services(calling.services()),
+                    Party::Services(identity.services()),
+                );
+                if self
+                    .rights
+                    .policy
+                    .allows(&from, &to, traffic, Family::V4)
+                    .is_none()
+                {
+                    continue;
+                }
+                called = true;
+                for (network, endpoint) in &caller.endpoints {
+                    for address in self.own_addresses(network, endpoint) {
+                        let set = names::by_family("hairpin", Family::of(address));
+                        let key = service_key(address, port.transport, port.host_port);
+                        claim.insert((names::inet(set), key), None);
+                    }
+                }
+            }
+            for (network, endpoint) in container.endpoints.iter().filter(|_| called) {
+                for address in self.own_addresses(network, endpoint) {
+                    let set = names::by_family("proxied", Family::of(address));
+                    let key = service_key(address, port.transport, port.container_port);
+                    claim.insert((names::inet(set), key), None);
+                }
+            }
+        }
     }
 
     /// The rights of a managed address.
@@ -90,7 +146,7 @@ impl View<'_> {
         };
         goto("into", "in_unmanaged");
         goto("outof", "out_unmanaged");
-        if self.unmanaged == Unmanaged::Allow {
+        if self.rights.unmanaged == Unmanaged::Allow {
             goto("fromhost", "pass");
             goto("tohost", "pass");
         }
@@ -200,6 +256,13 @@ fn address_key(address: IpAddr) -> Key {
     match address {
         IpAddr::V4(address) => Key::Ipv4(address),
         IpAddr::V6(address) => Key::Ipv6(address),
+    }
+}
+
+fn service_key(address: IpAddr, transport: Transport, port: u16) -> Key {
+    match address {
+        IpAddr::V4(address) => Key::Service4(address, transport, port),
+        IpAddr::V6(address) => Key::Service6(address, transport, port),
     }
 }
 

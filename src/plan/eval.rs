@@ -8,7 +8,7 @@ use super::ruleset::{
     Addresses, BindingSource, ChainName, Elements, EtherType, HookPoint, Interfaces, Key, Rule, Ruleset,
     SetName, SetRef, Side, Statement, Table, TableFamily,
 };
-use crate::net::{Family, IfName, Mac, Traffic};
+use crate::net::{Family, IfName, Mac, Traffic, Transport};
 
 /// What conntrack says of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub struct Packet {
     pub body: Body,
     pub connection: Connection,
     pub mark: u32,
+    /// Whether a process of the host's root sent it.
+    pub sent_by_root: bool,
 }
 
 /// The end of a packet's way through one hook.
@@ -195,6 +197,17 @@ impl Walk<'_> {
                 (Body::Arp { target, .. }, Side::Destination) => self.contains_address(set, target.into()),
                 (Body::Ip { .. } | Body::Other, _) => false,
             },
+            Statement::Service(side, family, set) => match (self.address(*side, *family), self.packet.body) {
+                (
+                    Some(address),
+                    Body::Ip {
+                        traffic: Traffic::Port(transport, port),
+                        ..
+                    },
+                ) => self.contains(set, &service_key(address, transport, port)),
+                _ => false,
+            },
+            Statement::SentByRoot => self.packet.sent_by_root,
             Statement::EtherSource(set) => self
                 .packet
                 .frame
@@ -340,6 +353,13 @@ fn address_key(address: IpAddr) -> Key {
     match address {
         IpAddr::V4(address) => Key::Ipv4(address),
         IpAddr::V6(address) => Key::Ipv6(address),
+    }
+}
+
+fn service_key(address: IpAddr, transport: Transport, port: u16) -> Key {
+    match address {
+        IpAddr::V4(address) => Key::Service4(address, transport, port),
+        IpAddr::V6(address) => Key::Service6(address, transport, port),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::model::{Rights, Standing};
-use crate::net::{Family, Traffic};
+use crate::net::{Family, Traffic, Transport};
 use crate::policy::Party;
 
 /// A tracked connection by its true ends: who opened it, and who answers after all address translation.
@@ -22,6 +22,8 @@ pub struct Addresses<'a> {
     pub containers: BTreeMap<IpAddr, &'a Standing>,
     /// The host's own addresses.
     pub host: BTreeSet<IpAddr>,
+    /// What the engine's proxy may carry: client and host port on the way to it, server and container port from it.
+    pub proxied: BTreeSet<(IpAddr, Transport, u16)>,
 }
 
 impl<'a> Addresses<'a> {
@@ -36,6 +38,18 @@ impl<'a> Addresses<'a> {
         }
     }
 
+    /// Whether the flow is one half of a published port's way through the engine's proxy.
+    fn is_proxied(&self, flow: OpenFlow) -> bool {
+        let Traffic::Port(transport, port) = flow.traffic else {
+            return false;
+        };
+        let to_proxy =
+            self.host.contains(&flow.server) && self.proxied.contains(&(flow.client, transport, port));
+        let from_proxy =
+            self.host.contains(&flow.client) && self.proxied.contains(&(flow.server, transport, port));
+        to_proxy || from_proxy
+    }
+
     fn is_governed(&self, address: IpAddr) -> bool {
         matches!(
             self.containers.get(&address),
@@ -47,6 +61,9 @@ impl<'a> Addresses<'a> {
 /// Whether an open connection may go on. Connections without a managed end are none of our business.
 pub fn may_go_on(rights: &Rights, addresses: &Addresses<'_>, flow: OpenFlow) -> bool {
     if !addresses.is_governed(flow.client) && !addresses.is_governed(flow.server) {
+        return true;
+    }
+    if addresses.is_proxied(flow) {
         return true;
     }
     let (Some(from), Some(to)) = (addresses.party(flow.client), addresses.party(flow.server)) else {

@@ -2,9 +2,11 @@
 //! that has passed to another container while the first one's end was missed stays closed until that is known.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::ruleset::{ChainName, ElementAction, ElementChange, Elements, Key, SetRef};
 use crate::inventory::{ContainerId, NetworkId};
+use crate::net::Transport;
 
 /// Whose presence an element follows from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,6 +111,35 @@ impl Ledger {
             }
         }
         elements
+    }
+
+    /// Whose published ports the engine's proxy carries: client and host port, or server and container port.
+    pub fn services(&self) -> BTreeSet<(IpAddr, Transport, u16)> {
+        let service = |(_, key): &(SetRef, Key)| match key {
+            Key::Service4(address, transport, port) => Some((IpAddr::V4(*address), *transport, *port)),
+            Key::Service6(address, transport, port) => Some((IpAddr::V6(*address), *transport, *port)),
+            _ => None,
+        };
+        self.claims.keys().filter_map(service).collect()
+    }
+
+    /// Every element that is in the kernel.
+    pub fn applied(&self) -> Elements {
+        let mut elements = Elements::new();
+        for ((set, key), verdict) in &self.applied {
+            elements
+                .entry(set.clone())
+                .or_default()
+                .insert(key.clone(), verdict.clone());
+        }
+        elements
+    }
+
+    /// Says that these deletions, of what was wanted, are in the kernel already.
+    pub fn mark_deleted(&mut self, changes: &[ElementChange]) {
+        for change in changes.iter().filter(|it| it.action == ElementAction::Delete) {
+            self.applied.remove(&(change.set.clone(), change.key.clone()));
+        }
     }
 
     /// Says that the kernel now holds what was wanted.

@@ -3,6 +3,7 @@
 //! In: a policy, the inventory, what was applied last. Out: a [`Plan`] that `daemon` carries out. Pure.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod check;
 pub mod compile;
 pub mod diff;
 pub mod elements;

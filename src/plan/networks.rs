@@ -283,3 +283,6 @@ fn attach(
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

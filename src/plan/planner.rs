@@ -44,6 +44,26 @@ pub enum LinkStep {
     NetfilterCalls { bridge: u32 },
     /// Let a caller's port talk to the service's own ports only, or lift that.
     Isolate { port: u32, isolated: bool },
+    /// Put a container's port back on the bridge that the engine put it on.
+    Return { port: u32, bridge: u32 },
+}
+
+impl LinkStep {
+    /// The interface that it changes.
+    pub fn interface(self) -> u32 {
+        match self {
+            Self::NetfilterCalls { bridge } => bridge,
+            Self::Isolate { port, .. } | Self::Return { port, .. } => port,
+        }
+    }
+}
+
+/// The bridge on which a port was proven to be a container's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Home {
+    bridge: u32,
+    container: ContainerId,
+    network: NetworkId,
 }
 
 /// Everything that is to be done now, in this order.
@@ -99,6 +119,7 @@ pub struct Planner {
     applied: Option<Ruleset>,
     calling: BTreeSet<u32>,
     isolated: BTreeMap<u32, bool>,
+    homes: BTreeMap<u32, Home>,
     busy: BTreeMap<Subject, NetworkStep>,
     released: BTreeSet<IpAddr>,
     sweep: bool,
@@ -124,6 +145,7 @@ impl Planner {
             applied: None,
             calling: BTreeSet::new(),
             isolated: BTreeMap::new(),
+            homes: BTreeMap::new(),
             busy: BTreeMap::new(),
             released: BTreeSet::new(),
             sweep: true,
@@ -274,9 +296,23 @@ impl Planner {
         }
     }
 
-    /// Takes the host's routes, which no subnet of ours may overlap.
+    /// Takes the host's routes other than those to our own networks: no subnet of ours may overlap them.
     pub fn set_routes(&mut self, routes: Vec<IpNet>) {
         self.routes = routes;
+    }
+
+    /// Whether routes of the host and networks that are not ours leave no subnet of the pools free.
+    pub fn pool_collision(&self) -> Option<PoolExhausted> {
+        let others = self
+            .inventory
+            .networks()
+            .values()
+            .filter(|network| !network.is_ours());
+        let taken: Vec<IpNet> = others
+            .flat_map(|network| network.subnets.iter().copied())
+            .chain(self.routes.iter().copied())
+            .collect();
+        self.pools.free_subnets(&taken).err()
     }
 
     fn note(&mut self, mut changes: Changes) {
@@ -332,6 +368,7 @@ impl Planner {
             &mut self.allocator,
             &self.busy,
         );
+        self.find_homes();
         let links = self.link_steps();
         Plan {
             released: self.released.clone(),
@@ -385,6 +422,11 @@ impl Planner {
         self.applied = None;
     }
 
+    /// These deletions of the last plan are in the kernel, whatever becomes of the rest.
+    pub fn deletions_applied(&mut self, changes: &[ElementChange]) {
+        self.ledger.mark_deleted(changes);
+    }
+
     /// The connections of released addresses and those that the policy no longer permits have been ended.
     pub fn flows_ended(&mut self) {
         self.released.clear();
@@ -405,13 +447,39 @@ impl Planner {
             LinkStep::Isolate { port, isolated } => {
                 self.isolated.insert(port, isolated);
             }
+            // The port's own event says where it is.
+            LinkStep::Return { .. } => {}
         }
     }
 
-    /// Bridges and ports may have been changed by others: the next plan sets them all again.
-    pub fn forget_links_applied(&mut self) {
-        self.calling.clear();
-        self.isolated.clear();
+    /// What a step on a bridge or port was for is gone.
+    pub fn link_gone(&mut self, step: LinkStep) {
+        self.homes.remove(&step.interface());
+    }
+
+    /// Takes whether a bridge hands its frames to br_netfilter. Returns whether it was known to do otherwise.
+    pub fn observe_calls(&mut self, bridge: u32, calls: bool) -> bool {
+        if calls {
+            self.calling.insert(bridge)
+        } else {
+            self.calling.remove(&bridge)
+        }
+    }
+
+    /// Takes whether a port is isolated. Returns whether it was known to be otherwise.
+    pub fn observe_isolated(&mut self, port: u32, isolated: bool) -> bool {
+        self.isolated.insert(port, isolated).unwrap_or(false) != isolated
+    }
+
+    /// Whether this port is to be isolated.
+    pub fn wants_isolated(&self, port: u32) -> bool {
+        self.roles().get(&port) == Some(&Role::Caller)
+    }
+
+    /// Takes a full listing of these settings.
+    pub fn reset_link_settings(&mut self, calling: BTreeSet<u32>, isolated: BTreeMap<u32, bool>) {
+        self.calling = calling;
+        self.isolated = isolated;
     }
 
     /// An engine call is under way: no other with the same subject is planned until it is done.
@@ -437,7 +505,11 @@ impl Planner {
                 }
             }
         }
-        Addresses { containers, host }
+        Addresses {
+            containers,
+            host,
+            proxied: self.ledger.services(),
+        }
     }
 
     /// The interface indices of guarded bridges.
@@ -521,12 +593,14 @@ impl Planner {
             standings: &self.standings,
             guarded: &self.guarded,
             structure: &self.structure,
-            unmanaged: self.rights.unmanaged,
+            rights: &self.rights,
         };
         let mut claims: BTreeMap<Owner, Claim> = BTreeMap::new();
         let concerned = |container: &Container| {
             everything
                 || containers.contains(&container.id)
+                // Its callers have changed, perhaps.
+                || !container.published.is_empty()
                 || container
                     .endpoints
                     .keys()
@@ -578,7 +652,59 @@ impl Planner {
             let changed = self.isolated.get(&port).copied().unwrap_or(false) != isolated;
             changed.then_some(LinkStep::Isolate { port, isolated })
         });
-        calls.chain(isolate).collect()
+        let astray = self.homes.iter().filter_map(|(port, home)| {
+            let there = self.links.port(*port).map(|it| it.bridge) == Some(home.bridge);
+            let exists = self.links.bridges().any(|(index, _)| index == home.bridge);
+            (!there && exists).then_some(LinkStep::Return {
+                port: *port,
+                bridge: home.bridge,
+            })
+        });
+        calls.chain(isolate).chain(astray).collect()
+    }
+
+    /// Remembers where each endpoint's port is, for as long as there is the endpoint. Only a port that was proven on this
+    /// very bridge is ever put back there: another one that shows the same address elsewhere gains nothing.
+    fn find_homes(&mut self) {
+        let inventory = &self.inventory;
+        let live = |home: &Home| {
+            let container = inventory.container(&home.container);
+            container
+                .and_then(|it| it.endpoints.get(&home.network))
+                .is_some_and(Endpoint::is_live)
+        };
+        self.homes.retain(|_, home| live(home));
+        let known: BTreeSet<(ContainerId, NetworkId)> = self
+            .homes
+            .values()
+            .map(|home| (home.container.clone(), home.network.clone()))
+            .collect();
+        let bridges: BTreeMap<&NetworkId, u32> = self
+            .guarded
+            .iter()
+            .filter_map(|id| match &self.inventory.network(id)?.kind {
+                NetworkKind::Bridge(name) => Some((id, self.links.bridge_index(name)?)),
+                NetworkKind::Other(_) => None,
+            })
+            .collect();
+        for container in self.inventory.containers().values() {
+            for (network, endpoint) in &container.endpoints {
+                let (Some(bridge), Some(mac)) = (bridges.get(network), endpoint.mac) else {
+                    continue;
+                };
+                if known.contains(&(container.id.clone(), network.clone())) {
+                    continue;
+                }
+                if let Some(port) = self.links.port_of(*bridge, mac) {
+                    let home = Home {
+                        bridge: *bridge,
+                        container: container.id.clone(),
+                        network: network.clone(),
+                    };
+                    self.homes.insert(port.index, home);
+                }
+            }
+        }
     }
 
     /// The role of each bound port on a service's network.

@@ -136,6 +136,10 @@ pub enum KeyType {
     Binding4,
     /// `iface_index . ether_addr . ipv6_addr`
     Binding6,
+    /// `ipv4_addr . inet_proto . inet_service`
+    Service4,
+    /// `ipv6_addr . inet_proto . inet_service`
+    Service6,
 }
 
 /// An element's key.
@@ -150,6 +154,8 @@ pub enum Key {
     Mac(Mac),
     Binding4(u32, Mac, Ipv4Addr),
     Binding6(u32, Mac, Ipv6Addr),
+    Service4(Ipv4Addr, Transport, u16),
+    Service6(Ipv6Addr, Transport, u16),
 }
 
 /// One set, across both tables.
@@ -247,6 +253,10 @@ pub enum Statement {
     Port(Side, SetName),
     /// `ip saddr @guarded4`, `ip6 daddr { … }`
     Address(Side, Family, Addresses),
+    /// `ip saddr . meta l4proto . th dport @hairpin4`
+    Service(Side, Family, SetName),
+    /// `meta skuid 0`: the host's own packet, sent by a process of root.
+    SentByRoot,
     /// `arp saddr ip @guarded4`, `arp daddr ip @guarded4`
     ArpAddress(Side, SetName),
     /// `ether saddr @macs`

@@ -48,6 +48,14 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
             size: Some(ENDPOINTS),
         };
         table.sets.insert(names::by_family("unmanaged", family), spec);
+        for name in ["hairpin", "proxied"] {
+            let spec = SetSpec {
+                key: service_key(family),
+                verdicts: false,
+                size: Some(ENDPOINTS),
+            };
+            table.sets.insert(names::by_family(name, family), spec);
+        }
         let spec = SetSpec {
             key: nets_key(family),
             verdicts: false,
@@ -109,6 +117,7 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
             )));
         }
         for family in Family::ALL {
+            rules.push(proxy(point, family));
             // ip saddr vmap @tohost4
             rules.push(rule([Statement::AddressMap(
                 address,
@@ -341,6 +350,13 @@ pub(super) fn address_key(family: Family) -> KeyType {
     }
 }
 
+fn service_key(family: Family) -> KeyType {
+    match family {
+        Family::V4 => KeyType::Service4,
+        Family::V6 => KeyType::Service6,
+    }
+}
+
 fn nets_key(family: Family) -> KeyType {
     match family {
         Family::V4 => KeyType::Ipv4Nets,
@@ -370,6 +386,21 @@ fn closed_interfaces() -> Interfaces {
 
 fn interface(side: Side, set: &str) -> Statement {
     Statement::Interface(side, Interfaces::In(SetName::from(set)))
+}
+
+/// A published port that a container reaches by an address of the host, where the engine's proxy carries it: to the proxy for
+/// declared callers, and from the proxy, which is root's, to the container. Where the engine translates addresses instead,
+/// the packet is forwarded like any other and neither rule is met.
+fn proxy(point: HookPoint, family: Family) -> Rule {
+    let service = |side, name| Statement::Service(side, family, names::by_family(name, family));
+    let pass = Statement::Goto(chain("pass"));
+    if point == HookPoint::Input {
+        // ip saddr . meta l4proto . th dport @hairpin4 goto pass
+        rule([service(Side::Source, "hairpin"), pass])
+    } else {
+        // meta skuid 0 ip daddr . meta l4proto . th dport @proxied4 goto pass
+        rule([Statement::SentByRoot, service(Side::Destination, "proxied"), pass])
+    }
 }
 
 /// `ct state vmap { established : goto pass, related : goto pass, invalid : drop }`

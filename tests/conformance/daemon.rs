@@ -36,6 +36,8 @@ pub(crate) struct Daemon {
     process: Option<Child>,
     pub(crate) life: Life,
     pub(crate) nft_broken: bool,
+    /// An invalid file lies beside the valid ones, so the daemon cannot be content.
+    invalid: bool,
     /// More arguments for `cofferdam run`.
     pub(crate) arguments: Vec<String>,
     /// The last policy that is valid, by `check`.
@@ -67,6 +69,7 @@ impl Daemon {
             process: None,
             life,
             nft_broken: false,
+            invalid: false,
             arguments: Vec::new(),
             revision: None,
         };
@@ -97,7 +100,8 @@ impl Daemon {
             })
             .unwrap_or_else(|| PathBuf::from("/usr/sbin/nft"));
         let script = format!(
-            "#!/bin/sh\nif [ -e '{}' ]; then echo 'Error: made to fail' >&2; exit 1; fi\nexec '{}' \"$@\"\n",
+            "#!/bin/sh\nif [ -s '{0}' ]; then exec sleep 600; fi\n\
+             if [ -e '{0}' ]; then echo 'Error: made to fail' >&2; exit 1; fi\nexec '{1}' \"$@\"\n",
             self.breaker().display(),
             real.display()
         );
@@ -117,6 +121,57 @@ impl Daemon {
         Ok(())
     }
 
+    /// An `nft` that never ends, until [`Self::break_nft`] says that it is not broken.
+    pub(crate) fn hang_nft(&mut self) -> anyhow::Result<()> {
+        self.nft_broken = true;
+        std::fs::write(self.breaker(), "hang").context("cannot make nft hang")
+    }
+
+    /// The exit code of `status --check`.
+    pub(crate) async fn checked(&self) -> anyhow::Result<Option<i32>> {
+        let output = Command::new(cofferdam())
+            .args(["status", "--check", "--control-socket"])
+            .arg(self.control())
+            .stdin(Stdio::null())
+            .output()
+            .await?;
+        Ok(output.status.code())
+    }
+
+    /// Whether the process has ended by itself, waiting so long for it.
+    pub(crate) async fn ended(&mut self, within: Duration) -> anyhow::Result<bool> {
+        let Some(process) = self.process.as_mut() else {
+            return Ok(true);
+        };
+        match tokio::time::timeout(within, process.wait()).await {
+            Ok(status) => {
+                status?;
+                self.process = None;
+                self.life = Life::Stopped;
+                Ok(true)
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// `down` by another program, which may be made to die.
+    pub(crate) async fn down_by(&self, program: &std::path::Path, fault: &str) -> anyhow::Result<bool> {
+        let output = Command::new(program)
+            .args(["down", "--yes", "--docker-socket"])
+            .arg(&self.docker_socket)
+            .arg("--control-socket")
+            .arg(self.control())
+            .env("COFFERDAM_FAULT", fault)
+            .stdin(Stdio::null())
+            .output()
+            .await?;
+        Ok(output.status.success())
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// Replaces the policy files: each by a rename, then what is no longer wanted goes.
     pub(crate) async fn write(&mut self, files: &BTreeMap<String, String>) -> anyhow::Result<()> {
         let directory = self.policies();
@@ -131,6 +186,7 @@ impl Daemon {
                 std::fs::remove_file(entry.path())?;
             }
         }
+        self.invalid = false;
         if self.life == Life::None {
             return Ok(());
         }
@@ -146,11 +202,12 @@ impl Daemon {
     }
 
     /// Writes a file that no policy may be; the valid ones stay beside it.
-    pub(crate) fn write_invalid(&self, kind: &str, text: &str) -> anyhow::Result<()> {
+    pub(crate) fn write_invalid(&mut self, kind: &str, text: &str) -> anyhow::Result<()> {
         let name = format!(
             "invalid-{}.yaml",
             kind.replace(|c: char| !c.is_ascii_alphanumeric(), "-")
         );
+        self.invalid = true;
         std::fs::write(self.policies().join(name), text).context("cannot write the invalid policy")
     }
 
@@ -315,7 +372,8 @@ impl Daemon {
         }
         let settled = status.get("settled") == Some(&Value::Bool(true));
         let revision = status.pointer("/policy/revision").and_then(Value::as_str);
-        state == Some("enforcing") && settled && revision == self.revision.as_deref()
+        let content = state == Some("enforcing") || (self.invalid && state == Some("degraded"));
+        content && settled && revision == self.revision.as_deref()
     }
 
     /// Removes every trace of the product; the daemon must have ended.

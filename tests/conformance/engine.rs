@@ -47,6 +47,35 @@ pub(crate) fn build_probe() -> anyhow::Result<PathBuf> {
     Ok(target_directory().join("debug/cofferdam-probe"))
 }
 
+/// Builds the product with its fault points, beside the ordinary one. Shares the probe's build of the library.
+pub(crate) fn build_faulty() -> anyhow::Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args([
+            "build",
+            "--quiet",
+            "--bin",
+            "cofferdam-faulty",
+            "--features",
+            "testkit",
+        ])
+        .arg("--target-dir")
+        .arg(target_directory())
+        .stdout(Stdio::null())
+        .status()
+        .context("cannot run cargo to build the product with fault points")?;
+    if !status.success() {
+        bail!("the product with fault points does not build: cargo build ended with {status}");
+    }
+    Ok(faulty())
+}
+
+/// Where [`build_faulty`] leaves it.
+pub(crate) fn faulty() -> PathBuf {
+    target_directory().join("debug/cofferdam-faulty")
+}
+
 /// An engine that ends with this value.
 #[derive(Debug)]
 pub(crate) struct PrivateEngine {

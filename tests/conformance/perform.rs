@@ -47,7 +47,6 @@ impl Stage<'_> {
             Action::SubmitInvalidPolicy(invalid) => {
                 let text = invalid_text(&invalid.kind)?;
                 self.daemon.write_invalid(&invalid.kind, text)?;
-                self.submitted_invalid = true;
                 // Long enough to be taken up, if it were.
                 tokio::time::sleep(Duration::from_millis(700)).await;
                 Ok(())

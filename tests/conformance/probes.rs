@@ -12,8 +12,10 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use crate::case::{Case, IpFamily, ProbeMode};
 use crate::engine::output;
 use crate::fact::{Fact, Party, Transport};
-use crate::world::{HOST_V4, HOST_V6, OURS, Running, World};
+use crate::world::{HOST_V4, HOST_V6, OURS, Running, World, container_name};
 
+/// Each asks up to 64 flows at a time; together they stay below the kernel's 1024 neighbours, beyond which an address
+/// does not answer for want of an entry and not because of the policy.
 const PROBES_AT_ONCE: usize = 12;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -140,10 +142,20 @@ pub(crate) async fn first_wrong(
             questions.extend(planned);
         }
     }
-    let answers = ask(world, case, &questions, case.defaults.probe_retries).await?;
-    for (question, answers) in questions.iter().zip(&answers) {
-        if let Some(reason) = judge(question, answers)? {
-            return Ok(Some(reason));
+    // What must work is asked alone: the many that wait for nothing would else crowd it out.
+    let allowed = |question: &Question| {
+        matches!(
+            question.demand,
+            Demand::Allowed { .. } | Demand::NameAllowed { .. }
+        )
+    };
+    let (open, closed): (Vec<_>, Vec<_>) = questions.into_iter().partition(allowed);
+    for questions in [open, closed] {
+        let answers = ask(world, case, &questions, case.defaults.probe_retries).await?;
+        for (question, answers) in questions.iter().zip(&answers) {
+            if let Some(reason) = judge(question, answers)? {
+                return Ok(Some(reason));
+            }
         }
     }
     Ok(None)
@@ -380,7 +392,7 @@ fn by_name(
 pub(crate) fn name_of(world: &World, from: &str, to: &str) -> anyhow::Result<String> {
     let (from, to) = (world.spec(from)?, world.spec(to)?);
     Ok(match (from.project(), to.project()) {
-        (_, None) => to.service.clone(),
+        (_, None) => container_name(to, 1),
         (Some(ours), Some(theirs)) if ours == theirs => to.service.clone(),
         (_, Some(theirs)) => format!("{}.{theirs}", to.service),
     })

@@ -30,7 +30,6 @@ pub(crate) struct Stage<'a> {
     pub(crate) never_allowed: Vec<NeverAllowed>,
     pub(crate) forged: Vec<Forged>,
     pub(crate) errors: Vec<SentError>,
-    pub(crate) submitted_invalid: bool,
     pub(crate) changed_policy: Option<Instant>,
     /// Milliseconds, by what they measure.
     pub(crate) samples: BTreeMap<String, Vec<f64>>,
@@ -89,7 +88,6 @@ async fn play(
         never_allowed: Vec::new(),
         forged: Vec::new(),
         errors: Vec::new(),
-        submitted_invalid: false,
         changed_policy: None,
         samples: BTreeMap::new(),
     };

@@ -260,8 +260,14 @@ fn select(selector: &NeutralSelector) -> Value {
                 parts.insert("name".to_owned(), json!(pattern));
                 Value::Object(parts)
             };
-            // The second is for further replicas.
-            json!([named(name.to_owned()), named(format!("{name}-[0-9]*"))])
+            // Further replicas are numbered; and Docker wants names of two characters at least.
+            let first = if name.len() > 1 {
+                name.to_owned()
+            } else {
+                format!("{name}-1")
+            };
+            let replicas = (2..=9).map(|number| format!("{name}-{number}"));
+            std::iter::once(first).chain(replicas).map(named).collect()
         }
         None if parts.is_empty() => json!({"name": "*"}),
         None => Value::Object(parts),

@@ -601,10 +601,12 @@ async fn inspect(lab: &Lab, container: &Container) -> anyhow::Result<Running> {
     })
 }
 
-fn container_name(spec: &ServiceSpec, number: u32) -> String {
+/// How the engine calls a replica.
+pub(crate) fn container_name(spec: &ServiceSpec, number: u32) -> String {
     match spec.project() {
         Some(project) => format!("{project}-{}-{number}", spec.service),
-        None if number == 1 => spec.service.clone(),
+        // Docker wants two characters at least.
+        None if number == 1 && spec.service.len() > 1 => spec.service.clone(),
         None => format!("{}-{number}", spec.service),
     }
 }

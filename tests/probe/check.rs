@@ -13,8 +13,8 @@ use crate::flow::{Outcome, Target, exchange};
 use crate::number;
 use crate::socket::{Family, Proto};
 
-/// Threads at a time; a denied flow costs its whole timeout, and nothing else.
-const AT_ONCE: usize = 256;
+/// Threads at a time; a denied flow costs its whole timeout. The runner counts on this number.
+const AT_ONCE: usize = 64;
 const BEFORE_RETRY: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]

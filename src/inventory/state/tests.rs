@@ -21,6 +21,7 @@ fn container(n: u8) -> Container {
         lifecycle: Lifecycle::Stopped,
         network_mode: NetworkMode::Own,
         endpoints: BTreeMap::new(),
+        published: BTreeSet::new(),
     }
 }
 

@@ -6,6 +6,7 @@
 mod parse;
 mod watch;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
@@ -37,6 +38,10 @@ pub struct Bridge {
 pub struct Snapshot {
     pub bridges: Vec<Bridge>,
     pub ports: Vec<Port>,
+    /// The bridges that hand packets of both families to the `inet` table.
+    pub calling: BTreeSet<u32>,
+    /// Whether each port is isolated.
+    pub isolated: BTreeMap<u32, bool>,
 }
 
 /// Whether bridged packets of each family pass through the `inet` table.
@@ -44,6 +49,12 @@ pub struct Snapshot {
 pub struct NetfilterCalls {
     pub ipv4: bool,
     pub ipv6: bool,
+}
+
+impl NetfilterCalls {
+    fn both(self) -> bool {
+        self.ipv4 && self.ipv6
+    }
 }
 
 /// An answer that cannot be decoded never reaches its request: nothing may wait for ever.
@@ -165,8 +176,15 @@ impl Links {
         };
         for message in &messages {
             match see(message) {
-                Seen::Bridge(bridge) => snapshot.bridges.push(bridge),
+                Seen::Bridge(bridge) => {
+                    if parse::netfilter_calls(message).is_some_and(NetfilterCalls::both) {
+                        snapshot.calling.insert(bridge.index);
+                    }
+                    snapshot.bridges.push(bridge);
+                }
                 Seen::Port(port, peer) => {
+                    let isolated = parse::isolated(message).unwrap_or(false);
+                    snapshot.isolated.insert(port.index, isolated);
                     snapshot.ports.push(Port {
                         peer: self.peer_address(peer).await?,
                         ..port
@@ -238,6 +256,15 @@ impl Links {
     pub async fn set_isolated(&self, port: u32, isolated: bool) -> Result<(), LinkError> {
         let message = LinkBridgePort::new(port).isolated(isolated).build();
         self.change(message, "isolated", port).await
+    }
+
+    /// `ip link set dev PORT master BRIDGE`
+    pub async fn set_bridge(&self, port: u32, bridge: u32) -> Result<(), LinkError> {
+        let message = LinkMessageBuilder::<LinkUnspec>::default()
+            .index(port)
+            .controller(bridge)
+            .build();
+        self.change(message, "the bridge", port).await
     }
 
     /// Whether the port is isolated; `None` where it is not a bridge's port.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use netlink_packet_core::Nla;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkInfo,
@@ -143,6 +144,22 @@ pub(super) fn isolated(message: &LinkMessage) -> Option<bool> {
             InfoBridgePort::Isolated(on) => Some(*on),
             _ => None,
         })
+}
+
+/// Whether a port is isolated, from the bridge's own view of it (a message of the bridge's family).
+pub(super) fn isolated_by_bridge(message: &LinkMessage) -> Option<bool> {
+    const IFLA_BRPORT_ISOLATED: u16 = 33;
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::ProtoInfoBridge(settings) => settings.iter().find_map(|setting| {
+            if setting.kind() != IFLA_BRPORT_ISOLATED {
+                return None;
+            }
+            let mut value = vec![0; setting.value_len()];
+            setting.emit_value(&mut value);
+            value.first().map(|on| *on != 0)
+        }),
+        _ => None,
+    })
 }
 
 /// A route of the main table.

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::parse::{self, Seen, see};
-use super::{Bridge, LinkError, Links, Port};
+use super::{Bridge, LinkError, Links, NetfilterCalls, Port};
 
 /// `RTNLGRP_LINK`
 const GROUP: u32 = 1;
@@ -34,6 +34,16 @@ pub enum LinkEvent {
     Port(Port),
     /// Left its bridge, or gone altogether; also told of an index that was never a port.
     PortGone(u32),
+    /// Whether a bridge hands packets of both families to the `inet` table: told at first, and when it changes.
+    Calls {
+        bridge: u32,
+        calls: bool,
+    },
+    /// Whether a port is isolated: told at first, and when it changes.
+    Isolated {
+        port: u32,
+        isolated: bool,
+    },
     /// Changes were lost: list everything again.
     Resync,
 }
@@ -45,6 +55,8 @@ pub struct LinkWatch {
     links: Links,
     bridges: BTreeMap<u32, Bridge>,
     ports: BTreeMap<u32, Port>,
+    calling: BTreeMap<u32, bool>,
+    isolated: BTreeMap<u32, bool>,
 }
 
 impl fmt::Debug for LinkWatch {
@@ -68,6 +80,8 @@ impl LinkWatch {
             links: Links::open()?,
             bridges: BTreeMap::new(),
             ports: BTreeMap::new(),
+            calling: BTreeMap::new(),
+            isolated: BTreeMap::new(),
         })
     }
 
@@ -112,6 +126,8 @@ impl LinkWatch {
     async fn resync(&mut self, events: &mpsc::Sender<LinkEvent>) -> Result<(), Closed> {
         self.bridges.clear();
         self.ports.clear();
+        self.calling.clear();
+        self.isolated.clear();
         events.send(LinkEvent::Resync).await.map_err(|_| Closed)
     }
 
@@ -120,38 +136,62 @@ impl LinkWatch {
         for message in route_messages(datagram) {
             changes.extend(match message {
                 RouteNetlinkMessage::NewLink(link) => self.appeared(&link).await?,
-                RouteNetlinkMessage::DelLink(link) => self.disappeared(&link),
-                _ => None,
+                RouteNetlinkMessage::DelLink(link) => self.disappeared(&link).into_iter().collect(),
+                _ => Vec::new(),
             });
         }
         Ok(changes)
     }
 
-    async fn appeared(&mut self, link: &LinkMessage) -> Result<Option<LinkEvent>, LinkError> {
-        // The bridge's own view of its port comes with a second message of the usual kind.
+    async fn appeared(&mut self, link: &LinkMessage) -> Result<Vec<LinkEvent>, LinkError> {
+        let index = link.header.index;
+        // The bridge's own view of its port: a port that comes is told of by a second message, of the usual kind, but a
+        // setting that changes only here.
         if link.header.interface_family == AddressFamily::Bridge {
-            return Ok(None);
+            return Ok(parse::isolated_by_bridge(link)
+                .and_then(|isolated| self.isolated(index, isolated))
+                .into_iter()
+                .collect());
         }
-        Ok(match see(link) {
+        let mut events = Vec::new();
+        match see(link) {
             Seen::Bridge(bridge) => {
-                let news = self.bridges.insert(bridge.index, bridge.clone()).as_ref() != Some(&bridge);
-                news.then_some(LinkEvent::Bridge(bridge))
+                if self.bridges.insert(index, bridge.clone()).as_ref() != Some(&bridge) {
+                    events.push(LinkEvent::Bridge(bridge));
+                }
+                let calls = parse::netfilter_calls(link).is_some_and(NetfilterCalls::both);
+                if self.calling.insert(index, calls) != Some(calls) {
+                    events.push(LinkEvent::Calls { bridge: index, calls });
+                }
             }
             Seen::Port(port, peer) => {
                 let port = Port {
                     peer: self.links.peer_address(peer).await?,
                     ..port
                 };
-                let news = self.ports.insert(port.index, port.clone()).as_ref() != Some(&port);
-                news.then_some(LinkEvent::Port(port))
+                if self.ports.insert(index, port.clone()).as_ref() != Some(&port) {
+                    events.push(LinkEvent::Port(port));
+                }
+                events.extend(parse::isolated(link).and_then(|isolated| self.isolated(index, isolated)));
             }
-            Seen::Other(index) => self.ports.remove(&index).map(|_| LinkEvent::PortGone(index)),
-        })
+            Seen::Other(index) => {
+                self.isolated.remove(&index);
+                events.extend(self.ports.remove(&index).map(|_| LinkEvent::PortGone(index)));
+            }
+        }
+        Ok(events)
+    }
+
+    fn isolated(&mut self, port: u32, isolated: bool) -> Option<LinkEvent> {
+        let news = self.isolated.insert(port, isolated) != Some(isolated);
+        news.then_some(LinkEvent::Isolated { port, isolated })
     }
 
     fn disappeared(&mut self, link: &LinkMessage) -> Option<LinkEvent> {
         let index = link.header.index;
         let known = self.ports.remove(&index).is_some();
+        self.isolated.remove(&index);
+        self.calling.remove(&index);
         // A deletion in the bridge's family says that the port left, though the interface may live on.
         if known || link.header.interface_family == AddressFamily::Bridge {
             return Some(LinkEvent::PortGone(index));

@@ -23,7 +23,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use self::wire::{NLMSG_DONE, append};
 
 pub(super) use self::wire::{
-    attribute, attributes, messages, size, text_attribute, u32_attribute, u64_attribute,
+    Received, attribute, attributes, messages, size, text_attribute, u32_attribute, u64_attribute,
 };
 
 /// `NFNL_SUBSYS_NFTABLES`
@@ -112,6 +112,7 @@ pub(in crate::kernel) fn message(
 /// The socket.
 pub(in crate::kernel) struct Netfilter {
     socket: Socket,
+    port: u32,
     sequence: u32,
     datagram: Vec<u8>,
 }
@@ -127,12 +128,18 @@ impl std::fmt::Debug for Netfilter {
 impl Netfilter {
     /// Opens the socket in the network namespace of the calling thread.
     pub(in crate::kernel) fn open() -> Result<Self, NetlinkError> {
-        let socket = open_socket().map_err(NetlinkError::Open)?;
+        let (socket, port) = open_socket().map_err(NetlinkError::Open)?;
         Ok(Self {
             socket,
+            port,
             sequence: 1,
             datagram: Vec::with_capacity(DATAGRAM),
         })
+    }
+
+    /// The number under which the kernel announces this socket's transactions.
+    pub(in crate::kernel) fn port(&self) -> u32 {
+        self.port
     }
 
     /// Everything that a dump returns, as `parse` sees it; `parse` passes over with `None`.
@@ -347,9 +354,9 @@ fn refused_dump<T>(errno: i32) -> Result<Option<T>, NetlinkError> {
     }
 }
 
-fn open_socket() -> io::Result<Socket> {
+fn open_socket() -> io::Result<(Socket, u32)> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
+    let port = socket.bind_auto()?.port_number();
     // Without this option an error's answer would carry the whole request back.
     socket.set_cap_ack(true)?;
     // The forced sizes pass net.core.{w,r}mem_max; they are bounds, not allocations.
@@ -360,5 +367,5 @@ fn open_socket() -> io::Result<Socket> {
         sockopt::ReceiveTimeout,
         &TimeVal::seconds(RECEIVE_TIMEOUT_SECONDS),
     )?;
-    Ok(socket)
+    Ok((socket, port))
 }

@@ -16,10 +16,17 @@ pub(in crate::kernel) struct Received<'a> {
     pub(in crate::kernel) kind: u16,
     pub(super) flags: u16,
     pub(super) sequence: u32,
+    /// The socket that asked for it, or whose transaction is announced.
+    pub(in crate::kernel) port: u32,
     pub(super) payload: &'a [u8],
 }
 
 impl<'a> Received<'a> {
+    /// The netfilter header's family.
+    pub(in crate::kernel) fn family(&self) -> u8 {
+        self.payload.first().copied().unwrap_or_default()
+    }
+
     /// The attributes after the netfilter header.
     pub(in crate::kernel) fn attributes(&self) -> &'a [u8] {
         self.payload.get(NETFILTER_HEADER..).unwrap_or_default()
@@ -39,12 +46,13 @@ pub(in crate::kernel) fn messages(datagram: &[u8]) -> impl Iterator<Item = Recei
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let header: &[u8; HEADER] = rest.first_chunk()?;
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, p0, p1, p2, p3] = *header;
         let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
         let received = Received {
             kind: u16::from_ne_bytes([k0, k1]),
             flags: u16::from_ne_bytes([f0, f1]),
             sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
+            port: u32::from_ne_bytes([p0, p1, p2, p3]),
             payload: rest.get(HEADER..length)?,
         };
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();

@@ -1,0 +1,222 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::inventory::{
+    Container, Endpoint, Lifecycle, Listing, MANAGED_LABEL, NetworkKind, NetworkMode, SERVICE_LABEL,
+};
+use crate::model::{Attachment, Role};
+use crate::policy::ScopedName;
+
+fn pools() -> Pools {
+    Pools {
+        ipv4: "10.213.0.0/22".parse().unwrap(),
+        ipv4_prefix: 24,
+        ipv6: Some("fd00::/62".parse().unwrap()),
+    }
+}
+
+fn nets(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn service(name: &str) -> ServiceId {
+    ScopedName {
+        segment: "shop".parse().unwrap(),
+        name: name.parse().unwrap(),
+    }
+}
+
+fn network(name: &str, subnet: &str) -> Network {
+    Network {
+        id: NetworkId(format!("network-{name}")),
+        name: service(name).network_name(),
+        kind: NetworkKind::Bridge(format!("cfd-{name}").parse().unwrap()),
+        subnets: nets(&[subnet]),
+        internal: true,
+        labels: BTreeMap::from([
+            (MANAGED_LABEL.to_owned(), "true".to_owned()),
+            (SERVICE_LABEL.to_owned(), format!("shop/{name}")),
+        ]),
+    }
+}
+
+fn container(name: &str, attached: &[(&Network, &str)]) -> Container {
+    let endpoint = |(network, address): &(&Network, &str)| {
+        let wish = Endpoint {
+            ipv4: Some(address.parse().unwrap()),
+            ..Endpoint::default()
+        };
+        (network.id.clone(), wish)
+    };
+    Container {
+        id: ContainerId(name.to_owned()),
+        name: name.to_owned(),
+        image: String::new(),
+        labels: BTreeMap::new(),
+        lifecycle: Lifecycle::Stopped,
+        network_mode: NetworkMode::Own,
+        endpoints: attached.iter().map(endpoint).collect(),
+        published: BTreeSet::new(),
+    }
+}
+
+fn wanted(name: &str, members: &[&str]) -> BTreeMap<ServiceId, ServiceNetwork> {
+    let member = |name: &&str| {
+        (
+            ContainerId((*name).to_owned()),
+            Attachment {
+                role: Role::Own,
+                aliases: BTreeSet::new(),
+            },
+        )
+    };
+    let network = ServiceNetwork {
+        service: service(name),
+        name: service(name).network_name(),
+        members: members.iter().map(member).collect(),
+    };
+    BTreeMap::from([(service(name), network)])
+}
+
+fn inventory(containers: Vec<Container>, networks: Vec<Network>) -> Inventory {
+    let mut inventory = Inventory::new();
+    inventory.reset(Listing { containers, networks });
+    inventory
+}
+
+fn steps(wanted: &BTreeMap<ServiceId, ServiceNetwork>, inventory: &Inventory) -> Vec<NetworkStep> {
+    let (steps, exhausted) = network_steps(
+        wanted,
+        inventory,
+        &pools(),
+        &[],
+        &mut Allocator::default(),
+        &BTreeMap::new(),
+    );
+    assert_eq!(exhausted, None);
+    steps
+}
+
+#[test]
+fn subnets_avoid_networks_and_routes_and_end_with_the_pool() {
+    let (ipv4, ipv6) = pools()
+        .free_subnets(&nets(&["10.213.0.128/25", "10.213.1.0/24"]))
+        .unwrap();
+    assert_eq!(ipv4.to_string(), "10.213.2.0/24");
+    assert_eq!(ipv6.unwrap().to_string(), "fd00::/64");
+    let error = pools().free_subnets(&nets(&["10.0.0.0/8"])).unwrap_err();
+    assert_eq!(error.pool.to_string(), "10.213.0.0/22");
+    assert!(
+        pools().free_subnets(&nets(&["fd00::/16"])).is_err(),
+        "IPv6 is not given up silently"
+    );
+}
+
+#[test]
+fn an_address_that_was_given_up_is_the_last_to_be_used_again() {
+    let subnet = "10.213.0.0/29".parse().unwrap();
+    let id = NetworkId("n".to_owned());
+    let mut allocator = Allocator::default();
+    let mut next = |used: &[u32]| allocator.next(&id, subnet, &used.iter().copied().collect());
+    assert_eq!(next(&[]), Some(2), "the first is the gateway's");
+    assert_eq!(next(&[2]), Some(3));
+    assert_eq!(
+        next(&[3]),
+        Some(4),
+        "2 is free again, but 4 and later were free for longer"
+    );
+    assert_eq!((next(&[3, 4]), next(&[3, 4, 5])), (Some(5), Some(6)));
+    assert_eq!(next(&[3, 4, 5, 6]), Some(2), "7 is the broadcast address");
+    assert_eq!(next(&[2, 3, 4, 5, 6]), None);
+}
+
+#[test]
+fn a_network_is_made_then_its_members_are_attached() {
+    let wanted = wanted("db", &["db-1"]);
+    let bare = container("db-1", &[]);
+    assert!(matches!(
+        &steps(&wanted, &inventory(vec![bare.clone()], vec![]))[..],
+        [NetworkStep::Create { .. }]
+    ));
+    let db = network("db", "10.213.0.0/24");
+    let made = inventory(vec![bare], vec![db.clone()]);
+    let [
+        NetworkStep::Attach {
+            container: id, ipv4, ..
+        },
+    ] = &steps(&wanted, &made)[..]
+    else {
+        panic!("one attachment")
+    };
+    assert_eq!((id.0.as_str(), ipv4.to_string().as_str()), ("db-1", "10.213.0.2"));
+    let done = inventory(vec![container("db-1", &[(&db, "10.213.0.2")])], vec![db]);
+    assert_eq!(steps(&wanted, &done), []);
+}
+
+#[test]
+fn what_a_stopped_container_asks_for_is_not_given_to_another() {
+    let db = network("db", "10.213.0.0/24");
+    let inventory = inventory(
+        vec![
+            container("stopped", &[(&db, "10.213.0.2")]),
+            container("new", &[]),
+        ],
+        vec![db],
+    );
+    let steps = steps(&wanted("db", &["stopped", "new"]), &inventory);
+    let [NetworkStep::Attach { ipv4, .. }] = &steps[..] else {
+        panic!("{steps:?}")
+    };
+    assert_eq!(ipv4.to_string(), "10.213.0.3");
+}
+
+#[test]
+fn a_network_without_use_is_left_by_all_then_removed_and_foreign_ones_never_are() {
+    let db = network("db", "10.213.0.0/24");
+    let mut foreign = network("web", "172.18.0.0/16");
+    foreign.labels.clear();
+    let held = inventory(
+        vec![container(
+            "stopped",
+            &[(&db, "10.213.0.2"), (&foreign, "172.18.0.2")],
+        )],
+        vec![db.clone(), foreign.clone()],
+    );
+    let detach = NetworkStep::Detach {
+        network: db.id.clone(),
+        container: ContainerId("stopped".to_owned()),
+    };
+    assert_eq!(
+        steps(&BTreeMap::new(), &held),
+        [detach],
+        "a stopped container could not start again without it"
+    );
+    let left = inventory(
+        vec![container("stopped", &[(&foreign, "172.18.0.2")])],
+        vec![db.clone(), foreign],
+    );
+    assert_eq!(
+        steps(&BTreeMap::new(), &left),
+        [NetworkStep::Remove {
+            network: db.id,
+            name: db.name
+        }]
+    );
+}
+
+#[test]
+fn nothing_is_planned_twice_for_one_subject() {
+    let wanted = wanted("db", &["db-1"]);
+    let inventory = inventory(vec![container("db-1", &[])], vec![network("db", "10.213.0.0/24")]);
+    let step = steps(&wanted, &inventory).remove(0);
+    let busy = BTreeMap::from([(step.subject(), step)]);
+    let (steps, _) = network_steps(
+        &wanted,
+        &inventory,
+        &pools(),
+        &[],
+        &mut Allocator::default(),
+        &busy,
+    );
+    assert_eq!(steps, []);
+}

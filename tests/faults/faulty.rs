@@ -1,0 +1,5 @@
+//! The product, built with its fault points.
+
+fn main() -> std::process::ExitCode {
+    cofferdam::cli::main()
+}
