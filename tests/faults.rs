@@ -19,6 +19,8 @@ mod daemon;
 mod engine;
 #[path = "faults/figure.rs"]
 mod figure;
+#[path = "faults/held.rs"]
+mod held;
 #[path = "faults/kernel.rs"]
 mod kernel;
 #[path = "faults/race.rs"]

@@ -1,4 +1,5 @@
 //! The daemon under test: its policy directory, its process, and when its work is done.
+#![allow(dead_code, reason = "shared by the conformance cases and the faults")]
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -40,6 +41,8 @@ pub(crate) struct Daemon {
     invalid: bool,
     /// More arguments for `cofferdam run`.
     pub(crate) arguments: Vec<String>,
+    /// Another program than the product, and where that is to die: `COFFERDAM_FAULT`.
+    pub(crate) faulty: Option<(PathBuf, String)>,
     /// The last policy that is valid, by `check`.
     pub(crate) revision: Option<String>,
 }
@@ -71,6 +74,7 @@ impl Daemon {
             nft_broken: false,
             invalid: false,
             arguments: Vec::new(),
+            faulty: None,
             revision: None,
         };
         daemon.install_nft()?;
@@ -168,6 +172,20 @@ impl Daemon {
         Ok(output.status.success())
     }
 
+    /// The processor time that the process has used.
+    pub(crate) fn processor_ms(&self) -> anyhow::Result<u64> {
+        let pid = self.process.as_ref().and_then(Child::id);
+        let pid = pid.context("the controller does not run")?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let after = stat.rsplit(')').next().unwrap_or_default();
+        let field = |index: usize| -> u64 {
+            let word = after.split_whitespace().nth(index);
+            word.and_then(|it| it.parse().ok()).unwrap_or_default()
+        };
+        // utime and stime, fields 14 and 15, in ticks of 10 ms.
+        Ok((field(11) + field(12)) * 10)
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -236,7 +254,15 @@ impl Daemon {
         }
         let log = || File::options().append(true).open(&self.log);
         let path = std::env::var("PATH").unwrap_or_default();
-        let process = Command::new(cofferdam())
+        let mut command = match &self.faulty {
+            Some((program, fault)) => {
+                let mut command = Command::new(program);
+                command.env("COFFERDAM_FAULT", fault);
+                command
+            }
+            None => Command::new(cofferdam()),
+        };
+        let process = command
             .arg("run")
             .arg("--policies")
             .arg(self.policies())

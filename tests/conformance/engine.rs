@@ -1,4 +1,5 @@
 //! The private engine: brought up by the outer process, used by the inner one inside its namespaces.
+#![allow(dead_code, reason = "shared by the conformance cases and the faults")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

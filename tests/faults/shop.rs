@@ -243,49 +243,7 @@ impl Shop {
 
     /// Creates a container; its id.
     pub(crate) async fn create(&self, spec: &Spec) -> anyhow::Result<String> {
-        let mut host = spec.host.clone();
-        let first = spec.networks.first().map_or("none", |(name, _)| name.as_str());
-        host.entry("NetworkMode").or_insert_with(|| json!(first));
-        let mut command = vec![PROBE_INSIDE.to_owned()];
-        command.extend(spec.command.iter().cloned());
-        let mut body = json!({
-            "Image": IMAGE, "Cmd": command, "Labels": spec.labels, "HostConfig": host,
-            // A static address and a MAC are of the first network.
-            "NetworkingConfig": {"EndpointsConfig": {}},
-        });
-        if let Some(bindings) = spec.host.get("PortBindings").and_then(Value::as_object) {
-            let exposed: Map<String, Value> = bindings.keys().map(|port| (port.clone(), json!({}))).collect();
-            body["ExposedPorts"] = Value::Object(exposed);
-        }
-        if let Some(mac) = &spec.mac {
-            body["MacAddress"] = json!(mac);
-        }
-        let endpoint = |address: &Option<Ipv4Addr>| match address {
-            Some(address) => json!({"IPAMConfig": {"IPv4Address": address.to_string()}}),
-            None => json!({}),
-        };
-        if let Some((network, address)) = spec.networks.first()
-            && network != "bridge"
-        {
-            body["NetworkingConfig"]["EndpointsConfig"][network] = endpoint(address);
-        }
-        let options = CreateContainerOptions {
-            name: Some(spec.name.clone()),
-            ..Default::default()
-        };
-        let docker = &self.lab.docker;
-        let created = docker
-            .create_container(Some(options), serde_json::from_value(body)?)
-            .await
-            .with_context(|| format!("cannot create the container {}", spec.name))?;
-        for (network, address) in spec.networks.iter().skip(1) {
-            let request = json!({"Container": created.id, "EndpointConfig": endpoint(address)});
-            docker
-                .connect_network(network, serde_json::from_value(request)?)
-                .await
-                .with_context(|| format!("cannot connect {} to {network}", spec.name))?;
-        }
-        Ok(created.id)
+        create(&self.lab, spec).await
     }
 
     /// The container as the engine tells it now.
@@ -609,7 +567,54 @@ pub(crate) fn flows(sign: char, protocols: &[&str], addresses: &[IpAddr], port: 
     flows
 }
 
-async fn remove(lab: &Lab, id: &str) -> anyhow::Result<()> {
+/// Creates a container; its id.
+pub(crate) async fn create(lab: &Lab, spec: &Spec) -> anyhow::Result<String> {
+    let mut host = spec.host.clone();
+    let first = spec.networks.first().map_or("none", |(name, _)| name.as_str());
+    host.entry("NetworkMode").or_insert_with(|| json!(first));
+    let mut command = vec![PROBE_INSIDE.to_owned()];
+    command.extend(spec.command.iter().cloned());
+    let mut body = json!({
+        "Image": IMAGE, "Cmd": command, "Labels": spec.labels, "HostConfig": host,
+        // A static address and a MAC are of the first network.
+        "NetworkingConfig": {"EndpointsConfig": {}},
+    });
+    if let Some(bindings) = spec.host.get("PortBindings").and_then(Value::as_object) {
+        let exposed: Map<String, Value> = bindings.keys().map(|port| (port.clone(), json!({}))).collect();
+        body["ExposedPorts"] = Value::Object(exposed);
+    }
+    if let Some(mac) = &spec.mac {
+        body["MacAddress"] = json!(mac);
+    }
+    let endpoint = |address: &Option<Ipv4Addr>| match address {
+        Some(address) => json!({"IPAMConfig": {"IPv4Address": address.to_string()}}),
+        None => json!({}),
+    };
+    if let Some((network, address)) = spec.networks.first()
+        && network != "bridge"
+    {
+        body["NetworkingConfig"]["EndpointsConfig"][network] = endpoint(address);
+    }
+    let options = CreateContainerOptions {
+        name: Some(spec.name.clone()),
+        ..Default::default()
+    };
+    let docker = &lab.docker;
+    let created = docker
+        .create_container(Some(options), serde_json::from_value(body)?)
+        .await
+        .with_context(|| format!("cannot create the container {}", spec.name))?;
+    for (network, address) in spec.networks.iter().skip(1) {
+        let request = json!({"Container": created.id, "EndpointConfig": endpoint(address)});
+        docker
+            .connect_network(network, serde_json::from_value(request)?)
+            .await
+            .with_context(|| format!("cannot connect {} to {network}", spec.name))?;
+    }
+    Ok(created.id)
+}
+
+pub(crate) async fn remove(lab: &Lab, id: &str) -> anyhow::Result<()> {
     let options = RemoveContainerOptions {
         force: true,
         v: true,
