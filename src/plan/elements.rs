@@ -9,7 +9,7 @@ use super::compile::Structure;
 use super::ledger::Claim;
 use super::names::{self, chain};
 use super::ruleset::{ChainName, Key, SetName, SetRef};
-use crate::inventory::links::Links;
+use crate::inventory::links::{Links, Occupants};
 use crate::inventory::{Container, ContainerId, Endpoint, Inventory, Network, NetworkId, NetworkKind};
 use crate::model::{Identity, Rights, Standing, Unmanaged};
 use crate::net::{Family, IfName, Mac, Traffic, Transport};
@@ -20,6 +20,7 @@ use crate::policy::Party;
 pub struct View<'a> {
     pub inventory: &'a Inventory,
     pub links: &'a Links,
+    pub occupants: &'a Occupants,
     pub standings: &'a BTreeMap<ContainerId, Standing>,
     pub guarded: &'a BTreeSet<NetworkId>,
     pub structure: &'a Structure,
@@ -58,7 +59,7 @@ impl View<'_> {
                 // No rights and no proof: nothing of it passes.
                 Standing::Quarantined(_) => continue,
             }
-            self.binding(bridge, endpoint, &mut claim);
+            self.binding(&container.id, bridge, endpoint, &mut claim);
         }
         if let Standing::Managed(identity) = standing {
             self.published(container, identity, &mut claim);
@@ -155,13 +156,13 @@ impl View<'_> {
     }
 
     /// The proof of identity: port, MAC and address belong together.
-    fn binding(&self, bridge: &IfName, endpoint: &Endpoint, claim: &mut Claim) {
+    fn binding(&self, container: &ContainerId, bridge: &IfName, endpoint: &Endpoint, claim: &mut Claim) {
         let Some(mac) = endpoint.mac else { return };
         claim.insert((bridge_set("macs"), Key::Mac(mac)), None);
         let port = self
             .links
             .bridge_index(bridge)
-            .and_then(|bridge| self.links.port_of(bridge, mac));
+            .and_then(|bridge| self.occupants.port_of(self.links, container, bridge, mac));
         let Some(port) = port else { return };
         let mut bind = |address: IpAddr| {
             let (set, key) = binding(port.index, mac, address);

@@ -15,7 +15,7 @@ use super::flows::Addresses;
 use super::ledger::{Claim, Ledger, Owner};
 use super::networks::{Allocator, NetworkStep, PoolExhausted, Pools, Subject, network_steps};
 use super::ruleset::{ElementAction, ElementChange, Ruleset, Step};
-use crate::inventory::links::{Links, Port};
+use crate::inventory::links::{Links, Occupants, Port};
 use crate::inventory::{
     Changes, Container, ContainerId, Endpoint, Inventory, Lifecycle, Listing, Network, NetworkId, NetworkKind,
 };
@@ -108,6 +108,7 @@ pub struct Planner {
     rights: Rights,
     inventory: Inventory,
     links: Links,
+    occupants: Occupants,
     routes: Vec<IpNet>,
     standings: BTreeMap<ContainerId, Standing>,
     guarded: BTreeSet<NetworkId>,
@@ -135,6 +136,7 @@ impl Planner {
             rights,
             inventory: Inventory::default(),
             links: Links::default(),
+            occupants: Occupants::default(),
             routes: Vec::new(),
             standings: BTreeMap::new(),
             guarded: BTreeSet::new(),
@@ -259,6 +261,7 @@ impl Planner {
     /// Takes a full listing of the host's bridges and ports.
     pub fn reset_links(&mut self, bridges: BTreeMap<u32, IfName>, ports: BTreeMap<u32, Port>) {
         if self.links.reset(bridges, ports) {
+            self.occupants.retain(&self.links);
             self.dirty.everything = true;
         }
     }
@@ -282,6 +285,7 @@ impl Planner {
     pub fn upsert_port(&mut self, port: Port) {
         let before = self.links.port(port.index).cloned();
         if self.links.upsert_port(port.clone()) {
+            self.occupants.retain(&self.links);
             self.note_port(&port);
             before.iter().for_each(|before| self.note_port(before));
         }
@@ -291,6 +295,7 @@ impl Planner {
     pub fn remove_port(&mut self, index: u32) {
         if let Some(port) = self.links.port(index).cloned() {
             self.links.remove_port(index);
+            self.occupants.retain(&self.links);
             self.isolated.remove(&index);
             self.note_port(&port);
         }
@@ -341,7 +346,7 @@ impl Planner {
                     container
                         .endpoints
                         .get(&network.id)
-                        .is_some_and(|it| it.mac == port.peer)
+                        .is_some_and(|it| it.mac.is_some() && it.mac == port.peer.map(|peer| peer.mac))
                 };
                 let containers = self
                     .inventory
@@ -529,6 +534,7 @@ impl Planner {
             return;
         }
         let mut everything = dirty.everything;
+        self.find_occupants();
         self.refresh_standings(everything, &dirty.containers);
         let guarded = self.guard();
         let mut networks = dirty.networks;
@@ -538,6 +544,22 @@ impl Planner {
         everything |= self.refresh_structure(dirty.everything);
         self.service_networks = service_networks(&self.rights.policy, &self.inventory, &self.standings);
         self.refresh_claims(everything, &dirty.containers, &networks);
+    }
+
+    /// Learns whose the namespaces are, on every bridge: a network that is not guarded today may be tomorrow.
+    fn find_occupants(&mut self) {
+        for container in self.inventory.containers().values() {
+            for (network, endpoint) in &container.endpoints {
+                let Some(mac) = endpoint.mac else { continue };
+                let bridge = match self.inventory.network(network).map(|network| &network.kind) {
+                    Some(NetworkKind::Bridge(name)) => self.links.bridge_index(name),
+                    Some(NetworkKind::Other(_)) | None => None,
+                };
+                if let Some(bridge) = bridge {
+                    self.occupants.learn(&self.links, &container.id, bridge, mac);
+                }
+            }
+        }
     }
 
     fn refresh_standings(&mut self, everything: bool, containers: &BTreeSet<ContainerId>) {
@@ -590,6 +612,7 @@ impl Planner {
         let view = View {
             inventory: &self.inventory,
             links: &self.links,
+            occupants: &self.occupants,
             standings: &self.standings,
             guarded: &self.guarded,
             structure: &self.structure,
@@ -695,7 +718,7 @@ impl Planner {
                 if known.contains(&(container.id.clone(), network.clone())) {
                     continue;
                 }
-                if let Some(port) = self.links.port_of(*bridge, mac) {
+                if let Some(port) = self.occupants.port_of(&self.links, &container.id, *bridge, mac) {
                     let home = Home {
                         bridge: *bridge,
                         container: container.id.clone(),
@@ -727,7 +750,7 @@ impl Planner {
                     .and_then(|it| it.endpoints.get(&network.id));
                 let port = endpoint
                     .and_then(|it| it.mac)
-                    .and_then(|mac| self.links.port_of(bridge, mac));
+                    .and_then(|mac| self.occupants.port_of(&self.links, container, bridge, mac));
                 roles.extend(port.map(|port| (port.index, attachment.role)));
             }
         }
