@@ -13,6 +13,8 @@
 
 #[path = "faults/boot.rs"]
 mod boot;
+#[path = "faults/crashes.rs"]
+mod crashes;
 #[path = "conformance/daemon.rs"]
 mod daemon;
 #[path = "conformance/engine.rs"]

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use cofferdam::kernel::links::{Bridge, LinkEvent, LinkWatch, Links, NetfilterCalls, Port, Snapshot};
+use cofferdam::kernel::links::{Bridge, LinkEvent, LinkWatch, Links, NetfilterCalls, Peer, Port, Snapshot};
 use cofferdam::net::Mac;
 use netns::{run_async, sh};
 use tokio::sync::mpsc;
@@ -50,7 +50,8 @@ fn port(name: &str, bridge: &str, peer: Option<Mac>) -> Port {
         index: index(name),
         name: name.parse().unwrap(),
         bridge: index(bridge),
-        peer,
+        // The first other namespace that the kernel has to give a number.
+        peer: peer.map(|mac| Peer { namespace: 0, mac }),
     }
 }
 

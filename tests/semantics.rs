@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use cofferdam::inventory::links::Port;
+use cofferdam::inventory::links::{Peer, Port};
 use cofferdam::inventory::{
     Container, ContainerId, Endpoint, Lifecycle, Listing, Network, NetworkId, NetworkKind, NetworkMode,
 };
@@ -190,7 +190,10 @@ fn planner(
         for network in networks {
             let port = port_index(container, *network);
             let name = format!("veth{port}").parse().unwrap();
-            let peer = Some(mac(container, *network));
+            let peer = Some(Peer {
+                namespace: i32::try_from(container).unwrap(),
+                mac: mac(container, *network),
+            });
             ports.insert(
                 port,
                 Port {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::ContainerId;
 use crate::net::{IfName, Mac};
 
 /// A port of a bridge.
@@ -12,8 +13,17 @@ pub struct Port {
     pub name: IfName,
     /// The interface index of its bridge.
     pub bridge: u32,
-    /// The address of the veth's other end, once that is in a namespace of its own.
-    pub peer: Option<Mac>,
+    /// The veth's other end, once that is in a namespace of its own.
+    pub peer: Option<Peer>,
+}
+
+/// What is known of a veth's other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Peer {
+    /// The number by which the host knows the network namespace that it is in.
+    pub namespace: i32,
+    /// Its address. Whoever has `CAP_NET_ADMIN` there can change it.
+    pub mac: Mac,
 }
 
 /// Bridges and ports by interface index.
@@ -74,10 +84,179 @@ impl Links {
         self.ports.values().filter(move |port| port.bridge == bridge)
     }
 
-    /// The port behind which this address is. `None` where there is none yet, and where two claim it: neither is proven.
-    pub fn port_of(&self, bridge: u32, peer: Mac) -> Option<&Port> {
-        let mut claims = self.ports_of(bridge).filter(|port| port.peer == Some(peer));
-        let port = claims.next()?;
-        if claims.next().is_some() { None } else { Some(port) }
+    /// The ports of a bridge behind which this address is claimed to be.
+    fn claimants(&self, bridge: u32, mac: Mac) -> impl Iterator<Item = (&Port, i32)> {
+        self.ports_of(bridge)
+            .filter_map(|port| Some((port, port.peer?)))
+            .filter(move |(_, peer)| peer.mac == mac)
+            .map(|(port, peer)| (port, peer.namespace))
+    }
+
+    /// Whether any port leads to this namespace.
+    fn has_namespace(&self, namespace: i32) -> bool {
+        self.ports
+            .values()
+            .any(|port| port.peer.is_some_and(|peer| peer.namespace == namespace))
+    }
+}
+
+/// Whose each network namespace is.
+///
+/// An address alone proves nothing: a container with `CAP_NET_ADMIN` can take another's at any time. But every port of a
+/// container leads to the one namespace that it has from its start to its end. So the first endpoint that is found in a
+/// namespace says whose it is, before the container's first instruction, and from then on whatever is claimed there is
+/// that container's or nobody's.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Occupants {
+    containers: BTreeMap<ContainerId, i32>,
+    namespaces: BTreeMap<i32, ContainerId>,
+}
+
+impl Occupants {
+    /// Forgets namespaces that no port leads to any more: their numbers are given anew.
+    pub fn retain(&mut self, links: &Links) {
+        self.containers
+            .retain(|_, namespace| links.has_namespace(*namespace));
+        let containers = &self.containers;
+        self.namespaces
+            .retain(|_, container| containers.contains_key(container));
+    }
+
+    /// The port that a container's endpoint is behind, or would be once that is learnt: where the container's namespace is
+    /// not known, the one port that claims the address and leads to a namespace that is nobody's yet. `None` where there is no
+    /// such port, and where there are two.
+    pub fn candidate<'a>(
+        &self,
+        links: &'a Links,
+        container: &ContainerId,
+        bridge: u32,
+        mac: Mac,
+    ) -> Option<&'a Port> {
+        if self.containers.contains_key(container) {
+            return self.port_of(links, container, bridge, mac);
+        }
+        let mut strangers = links
+            .claimants(bridge, mac)
+            .filter(|(_, namespace)| !self.namespaces.contains_key(namespace));
+        let (port, _) = strangers.next()?;
+        if strangers.next().is_some() {
+            None
+        } else {
+            Some(port)
+        }
+    }
+
+    /// Takes in that a port is a container's: so is the namespace that it leads to, unless that is known to be another's, or
+    /// the container is known to have another. Returns whether anything was learnt.
+    pub fn learn(&mut self, links: &Links, container: &ContainerId, port: u32) -> bool {
+        let Some(peer) = links.port(port).and_then(|port| port.peer) else {
+            return false;
+        };
+        if self.containers.contains_key(container) || self.namespaces.contains_key(&peer.namespace) {
+            return false;
+        }
+        self.namespaces.insert(peer.namespace, container.clone());
+        self.containers.insert(container.clone(), peer.namespace);
+        true
+    }
+
+    /// The port of a container's endpoint: it claims the address, and leads to the container's own namespace. `None` where
+    /// there is none yet, and where two do.
+    pub fn port_of<'a>(
+        &self,
+        links: &'a Links,
+        container: &ContainerId,
+        bridge: u32,
+        mac: Mac,
+    ) -> Option<&'a Port> {
+        let mut own = links
+            .claimants(bridge, mac)
+            .filter(|(_, namespace)| self.containers.get(container) == Some(namespace));
+        let (port, _) = own.next()?;
+        if own.next().is_some() { None } else { Some(port) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BRIDGE: u32 = 1;
+    const MAC: Mac = Mac([2, 0x42, 10, 0, 0, 2]);
+    const OTHER: Mac = Mac([2, 0x42, 10, 0, 0, 3]);
+
+    fn links(ports: &[(u32, i32, Mac)]) -> Links {
+        let port = |&(index, namespace, mac): &(u32, i32, Mac)| {
+            let port = Port {
+                index,
+                name: format!("veth{index}").parse().expect("a name"),
+                bridge: BRIDGE,
+                peer: Some(Peer { namespace, mac }),
+            };
+            (index, port)
+        };
+        Links {
+            bridges: BTreeMap::new(),
+            ports: ports.iter().map(port).collect(),
+        }
+    }
+
+    fn container(name: &str) -> ContainerId {
+        ContainerId(name.to_owned())
+    }
+
+    fn port(occupants: &Occupants, links: &Links, name: &str, mac: Mac) -> Option<u32> {
+        occupants
+            .port_of(links, &container(name), BRIDGE, mac)
+            .map(|port| port.index)
+    }
+
+    /// Learns from the one port that can be the endpoint's.
+    fn learn(occupants: &mut Occupants, links: &Links, name: &str, mac: Mac) -> bool {
+        let port = occupants
+            .candidate(links, &container(name), BRIDGE, mac)
+            .map(|port| port.index);
+        port.is_some_and(|port| occupants.learn(links, &container(name), port))
+    }
+
+    #[test]
+    fn an_address_that_another_takes_later_stays_its_owners() {
+        let mut occupants = Occupants::default();
+        let before = links(&[(10, 0, MAC), (11, 1, OTHER)]);
+        assert!(learn(&mut occupants, &before, "victim", MAC));
+        assert!(learn(&mut occupants, &before, "thief", OTHER));
+        let stolen = links(&[(10, 0, MAC), (11, 1, MAC)]);
+        assert_eq!(port(&occupants, &stolen, "victim", MAC), Some(10));
+        assert_eq!(port(&occupants, &stolen, "thief", OTHER), None);
+    }
+
+    #[test]
+    fn an_address_that_is_taken_before_its_owner_comes_gains_nothing() {
+        let mut occupants = Occupants::default();
+        assert!(learn(&mut occupants, &links(&[(11, 1, OTHER)]), "thief", OTHER));
+        let waiting = links(&[(11, 1, MAC)]);
+        assert!(!learn(&mut occupants, &waiting, "victim", MAC));
+        assert_eq!(port(&occupants, &waiting, "victim", MAC), None);
+        let come = links(&[(11, 1, MAC), (12, 2, MAC)]);
+        assert!(learn(&mut occupants, &come, "victim", MAC));
+        assert_eq!(port(&occupants, &come, "victim", MAC), Some(12));
+    }
+
+    #[test]
+    fn of_two_strangers_neither_is_believed() {
+        let mut occupants = Occupants::default();
+        let both = links(&[(10, 0, MAC), (11, 1, MAC)]);
+        assert!(!learn(&mut occupants, &both, "victim", MAC));
+        assert_eq!(port(&occupants, &both, "victim", MAC), None);
+    }
+
+    #[test]
+    fn a_namespaces_number_is_given_anew() {
+        let mut occupants = Occupants::default();
+        learn(&mut occupants, &links(&[(10, 0, MAC)]), "gone", MAC);
+        occupants.retain(&links(&[]));
+        let next = links(&[(11, 0, MAC)]);
+        assert!(learn(&mut occupants, &next, "next", MAC));
+        assert_eq!(port(&occupants, &next, "next", MAC), Some(11));
     }
 }

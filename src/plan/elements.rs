@@ -10,7 +10,7 @@ use super::ledger::Claim;
 use super::names::{self, chain};
 use super::planner::{Moment, Readings};
 use super::ruleset::{ChainName, Key, SetName, SetRef};
-use crate::inventory::links::Links;
+use crate::inventory::links::{Links, Occupants};
 use crate::inventory::{Container, ContainerId, Endpoint, Inventory, Network, NetworkId, NetworkKind};
 use crate::model::{Identity, Rights, Standing, Unmanaged};
 use crate::net::{Family, IfName, Mac, Traffic, Transport};
@@ -21,6 +21,7 @@ use crate::policy::Party;
 pub struct View<'a> {
     pub inventory: &'a Inventory,
     pub links: &'a Links,
+    pub occupants: &'a Occupants,
     pub standings: &'a BTreeMap<ContainerId, Standing>,
     pub guarded: &'a BTreeSet<NetworkId>,
     /// When each endpoint was last read.
@@ -170,7 +171,9 @@ impl View<'_> {
     ) {
         let Some(mac) = endpoint.mac else { return };
         claim.insert((bridge_set("macs"), Key::Mac(mac)), None);
-        let Some(port) = self.port(bridge, mac) else {
+        let bridge = self.links.bridge_index(bridge);
+        let port = bridge.and_then(|bridge| self.occupants.port_of(self.links, container, bridge, mac));
+        let Some(port) = port.map(|port| port.index) else {
             return;
         };
         if !self.is_confirmed(container, network, port) {
@@ -186,19 +189,15 @@ impl View<'_> {
         }
     }
 
-    /// The port behind which a MAC is.
-    pub fn port(&self, bridge: &IfName, mac: Mac) -> Option<u32> {
-        let bridge = self.links.bridge_index(bridge)?;
-        self.links.port_of(bridge, mac).map(|port| port.index)
-    }
-
-    /// The port behind which an endpoint is.
-    pub fn port_of(&self, network: &NetworkId, endpoint: &Endpoint) -> Option<u32> {
+    /// The port behind which an endpoint is, or would be once that is confirmed.
+    pub fn port_of(&self, container: &ContainerId, network: &NetworkId, endpoint: &Endpoint) -> Option<u32> {
         let network = self.inventory.network(network)?;
         let (Some(mac), NetworkKind::Bridge(bridge)) = (endpoint.mac, &network.kind) else {
             return None;
         };
-        self.port(bridge, mac)
+        let bridge = self.links.bridge_index(bridge)?;
+        let port = self.occupants.candidate(self.links, container, bridge, mac);
+        port.map(|port| port.index)
     }
 
     /// The guarded networks on which the container's port is newer than what the engine said.
@@ -209,7 +208,7 @@ impl View<'_> {
             .filter(|(id, _)| self.guarded.contains(id));
         guarded
             .filter(|(id, endpoint)| {
-                let port = self.port_of(id, endpoint);
+                let port = self.port_of(&container.id, id, endpoint);
                 port.is_some_and(|port| !self.is_confirmed(&container.id, id, port))
             })
             .map(|(id, _)| id.clone())

@@ -15,7 +15,7 @@ use super::flows::Addresses;
 use super::ledger::{Claim, Ledger, Owner};
 use super::networks::{Allocator, NetworkStep, PoolExhausted, Pools, Subject, network_steps};
 use super::ruleset::{ElementAction, ElementChange, Ruleset, Step};
-use crate::inventory::links::{Links, Port};
+use crate::inventory::links::{Links, Occupants, Port};
 use crate::inventory::{
     Changes, Container, ContainerId, Endpoint, Inventory, Lifecycle, Listing, Network, NetworkId, NetworkKind,
 };
@@ -138,6 +138,7 @@ pub struct Planner {
     unconfirmed: BTreeMap<ContainerId, BTreeSet<NetworkId>>,
     /// Attachments of stopped containers to networks of ours that are gone.
     stale: BTreeMap<ContainerId, BTreeSet<String>>,
+    occupants: Occupants,
     routes: Vec<IpNet>,
     standings: BTreeMap<ContainerId, Standing>,
     guarded: BTreeSet<NetworkId>,
@@ -170,6 +171,7 @@ impl Planner {
             readings: Readings::new(),
             unconfirmed: BTreeMap::new(),
             stale: BTreeMap::new(),
+            occupants: Occupants::default(),
             routes: Vec::new(),
             standings: BTreeMap::new(),
             guarded: BTreeSet::new(),
@@ -325,6 +327,7 @@ impl Planner {
         self.since.retain(|index, _| ports.contains_key(index));
         self.homes.values_mut().for_each(|home| home.returned = false);
         if self.links.reset(bridges, ports) {
+            self.occupants.retain(&self.links);
             self.dirty.everything = true;
         }
     }
@@ -352,6 +355,7 @@ impl Planner {
         }
         let before = self.links.port(port.index).cloned();
         if self.links.upsert_port(port.clone()) {
+            self.occupants.retain(&self.links);
             self.note_port(&port);
             before.iter().for_each(|before| self.note_port(before));
         }
@@ -362,6 +366,7 @@ impl Planner {
         if let Some(port) = self.links.port(index).cloned() {
             self.links.remove_port(index);
             self.since.remove(&index);
+            self.occupants.retain(&self.links);
             self.isolated.remove(&index);
             self.note_port(&port);
         }
@@ -423,6 +428,7 @@ impl Planner {
         View {
             inventory: &self.inventory,
             links: &self.links,
+            occupants: &self.occupants,
             standings: &self.standings,
             guarded: &self.guarded,
             readings: &self.readings,
@@ -457,7 +463,7 @@ impl Planner {
                 if !self.inventory.network(network).is_some_and(is_bridge) {
                     continue;
                 }
-                match view.port_of(network, endpoint) {
+                match view.port_of(&container.id, network, endpoint) {
                     Some(port) if view.is_confirmed(&container.id, network, port) => {
                         owned.insert(port);
                     }
@@ -513,7 +519,7 @@ impl Planner {
                     container
                         .endpoints
                         .get(&network.id)
-                        .is_some_and(|it| it.mac == port.peer)
+                        .is_some_and(|it| it.mac.is_some() && it.mac == port.peer.map(|peer| peer.mac))
                 };
                 let containers = self
                     .inventory
@@ -712,6 +718,7 @@ impl Planner {
             return;
         }
         let mut everything = dirty.everything;
+        self.find_occupants();
         self.refresh_standings(everything, &dirty.containers);
         let guarded = self.guard();
         let mut networks = dirty.networks;
@@ -721,6 +728,23 @@ impl Planner {
         everything |= self.refresh_structure(dirty.everything);
         self.service_networks = service_networks(&self.rights.policy, &self.inventory, &self.standings);
         self.refresh_claims(everything, &dirty.containers, &networks);
+    }
+
+    /// Learns whose the namespaces are, on every bridge: a network that is not guarded today may be tomorrow. What the engine
+    /// said before a port was there teaches nothing about that port.
+    fn find_occupants(&mut self) {
+        let view = self.view();
+        let mut found = Vec::new();
+        for container in self.inventory.containers().values() {
+            for (network, endpoint) in &container.endpoints {
+                let port = view.port_of(&container.id, network, endpoint);
+                let port = port.filter(|port| view.is_confirmed(&container.id, network, *port));
+                found.extend(port.map(|port| (container.id.clone(), port)));
+            }
+        }
+        for (container, port) in found {
+            self.occupants.learn(&self.links, &container, port);
+        }
     }
 
     fn refresh_standings(&mut self, everything: bool, containers: &BTreeSet<ContainerId>) {
@@ -880,7 +904,7 @@ impl Planner {
                 if known.contains(&(container.id.clone(), network.clone())) {
                     continue;
                 }
-                if let Some(port) = self.links.port_of(*bridge, mac) {
+                if let Some(port) = self.occupants.port_of(&self.links, &container.id, *bridge, mac) {
                     let home = Home {
                         bridge: *bridge,
                         container: container.id.clone(),
@@ -913,7 +937,7 @@ impl Planner {
                     .and_then(|it| it.endpoints.get(&network.id));
                 let port = endpoint
                     .and_then(|it| it.mac)
-                    .and_then(|mac| self.links.port_of(bridge, mac));
+                    .and_then(|mac| self.occupants.port_of(&self.links, container, bridge, mac));
                 roles.extend(port.map(|port| (port.index, attachment.role)));
             }
         }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bollard::query_parameters::{
-    CreateContainerOptions, ListContainersOptions, ListNetworksOptions, LogsOptions, RemoveContainerOptions,
+    CreateContainerOptions, InspectNetworkOptions, ListContainersOptions, ListNetworksOptions, LogsOptions,
+    RemoveContainerOptions,
 };
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use nix::sys::signal::Signal;
@@ -18,6 +19,7 @@ use tokio::process::{Child, Command};
 
 use crate::daemon::{Daemon, Life};
 use crate::engine::{IMAGE, Lab, PROBE_INSIDE, output, target_directory};
+use crate::figure::Figure;
 
 /// Long enough for a busy machine.
 const CONVERGE: Duration = Duration::from_secs(30);
@@ -415,6 +417,18 @@ impl Shop {
     }
 }
 
+/// Closes the shop; what went wrong there is a figure of its own and costs no other.
+pub(crate) async fn closed(shop: Shop, scenario: &str, mut figures: Vec<Figure>) -> Vec<Figure> {
+    if let Err(error) = shop.close().await {
+        figures.push(Figure {
+            name: format!("{scenario}: closing"),
+            failed: Some(format!("{error:#}")),
+            ..Figure::default()
+        });
+    }
+    figures
+}
+
 /// A leak probe that runs.
 #[derive(Debug)]
 pub(crate) struct LeakProbe {
@@ -628,10 +642,7 @@ pub(crate) async fn clear(lab: &Lab) -> anyhow::Result<()> {
     for network in lab.docker.list_networks(None::<ListNetworksOptions>).await? {
         let name = network.name.unwrap_or_default();
         if !["bridge", "host", "none"].contains(&name.as_str()) {
-            lab.docker
-                .remove_network(&name)
-                .await
-                .with_context(|| format!("cannot remove the network {name}"))?;
+            remove_network(lab, &name).await?;
         }
     }
     for family in ["inet", "bridge"] {
@@ -639,4 +650,29 @@ pub(crate) async fn clear(lab: &Lab) -> anyhow::Result<()> {
         output("nft", &["-f", "-"], &format!("{table}\ndelete {table}\n")).await?;
     }
     Ok(())
+}
+
+/// Engine 20.10 sometimes keeps the endpoint of a container that was removed during its start: it is disconnected by
+/// force.
+async fn remove_network(lab: &Lab, name: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let Err(error) = lab.docker.remove_network(name).await else {
+            return Ok(());
+        };
+        if Instant::now() > deadline {
+            return Err(error).with_context(|| format!("cannot remove the network {name}"));
+        }
+        let options = None::<InspectNetworkOptions>;
+        let network = lab.docker.inspect_network(name, options).await?;
+        for (id, endpoint) in network.containers.unwrap_or_default() {
+            let container = endpoint.name.unwrap_or(id);
+            let request = json!({"Container": container, "Force": true});
+            lab.docker
+                .disconnect_network(name, serde_json::from_value(request)?)
+                .await
+                .ok();
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }

@@ -18,7 +18,7 @@ use crate::socket::{ConnectError, Proto, connect_stream};
 const FIRST_SYN: Duration = Duration::from_millis(900);
 const ATTEMPT: Duration = Duration::from_millis(100);
 /// Side by side for each undeclared flow.
-const WORKERS: u32 = 3;
+const WORKERS: u32 = 2;
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// Between two exchanges of a declared flow.
 const PACE: Duration = Duration::from_millis(5);

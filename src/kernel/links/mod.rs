@@ -20,11 +20,11 @@ use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use self::parse::{Peer, Seen, see};
-use crate::net::{IfName, Mac};
+use self::parse::{End, Seen, see};
+use crate::net::IfName;
 
 pub use self::watch::{LinkEvent, LinkWatch};
-pub use crate::inventory::links::Port;
+pub use crate::inventory::links::{Peer, Port};
 
 /// A bridge of this host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -182,11 +182,11 @@ impl Links {
                     }
                     snapshot.bridges.push(bridge);
                 }
-                Seen::Port(port, peer) => {
+                Seen::Port(port, end) => {
                     let isolated = parse::isolated(message).unwrap_or(false);
                     snapshot.isolated.insert(port.index, isolated);
                     snapshot.ports.push(Port {
-                        peer: self.peer_address(peer).await?,
+                        peer: self.peer(end).await?,
                         ..port
                     });
                 }
@@ -200,12 +200,12 @@ impl Links {
 
     /// The Ethernet address of a veth's other end, asked for by the namespace's number: nothing is entered. `None`
     /// where there is no other namespace, or where the interface is on its way.
-    async fn peer_address(&self, peer: Option<Peer>) -> Result<Option<Mac>, LinkError> {
-        let Some(Peer { namespace, index }) = peer else {
+    async fn peer(&self, end: Option<End>) -> Result<Option<Peer>, LinkError> {
+        let Some(End { namespace, index }) = end else {
             return Ok(None);
         };
         match self.get(index, Some(namespace)).await {
-            Ok(message) => Ok(parse::address(&message)),
+            Ok(message) => Ok(parse::address(&message).map(|mac| Peer { namespace, mac })),
             Err(LinkError::Read { source, .. }) if errno(&source).is_some() => Ok(None),
             Err(error) => Err(error),
         }

@@ -19,14 +19,14 @@ use crate::net::{IfName, Mac};
 pub(super) enum Seen {
     Bridge(Bridge),
     /// A port, its peer not asked for yet.
-    Port(Port, Option<Peer>),
+    Port(Port, Option<End>),
     /// Neither, by its index.
     Other(u32),
 }
 
 /// Where a veth's other end is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Peer {
+pub(super) struct End {
     /// The namespace's number, as seen from here (`IFLA_LINK_NETNSID`).
     pub(super) namespace: i32,
     /// The interface's index there (`IFLA_LINK`).
@@ -54,7 +54,7 @@ pub(super) fn see(message: &LinkMessage) -> Seen {
                 bridge,
                 peer: None,
             },
-            peer(message),
+            end(message),
         ),
         _ => Seen::Other(index),
     }
@@ -87,7 +87,7 @@ fn is_bridge_port(message: &LinkMessage) -> bool {
     info(message).any(|info| matches!(info, LinkInfo::PortKind(InfoPortKind::Bridge)))
 }
 
-fn peer(message: &LinkMessage) -> Option<Peer> {
+fn end(message: &LinkMessage) -> Option<End> {
     if !info(message).any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth))) {
         return None;
     }
@@ -100,7 +100,7 @@ fn peer(message: &LinkMessage) -> Option<Peer> {
             _ => {}
         }
     }
-    Some(Peer {
+    Some(End {
         namespace: namespace?,
         index: index?,
     })

@@ -164,9 +164,9 @@ impl LinkWatch {
                     events.push(LinkEvent::Calls { bridge: index, calls });
                 }
             }
-            Seen::Port(port, peer) => {
+            Seen::Port(port, end) => {
                 let port = Port {
-                    peer: self.links.peer_address(peer).await?,
+                    peer: self.links.peer(end).await?,
                     ..port
                 };
                 if self.ports.insert(index, port.clone()).as_ref() != Some(&port) {
