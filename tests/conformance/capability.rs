@@ -23,7 +23,7 @@ pub(crate) const TABLE: &[(&str, Standing)] = &[
     ("deny-log", ProductLacks),
     ("deny-rules", ProductLacks),
     ("directional", ProductLacks),
-    ("drift-repair", ProductLacks),
+    ("drift-repair", Present),
     ("external", Present),
     ("fail-closed", Present),
     ("fault-injection", Present),

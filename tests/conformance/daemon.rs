@@ -142,16 +142,23 @@ impl Daemon {
         Ok(output.status.code())
     }
 
-    /// Whether the process has ended by itself, waiting so long for it.
+    /// Whether the process has killed itself, waiting so long for it.
+    ///
+    /// # Errors
+    /// When it ended in any other way.
     pub(crate) async fn ended(&mut self, within: Duration) -> anyhow::Result<bool> {
         let Some(process) = self.process.as_mut() else {
             return Ok(true);
         };
         match tokio::time::timeout(within, process.wait()).await {
             Ok(status) => {
-                status?;
+                use std::os::unix::process::ExitStatusExt;
+                let status = status?;
                 self.process = None;
                 self.life = Life::Stopped;
+                if status.signal() != Some(Signal::SIGKILL as i32) {
+                    bail!("the controller ended with {status}: {}", self.last_words());
+                }
                 Ok(true)
             }
             Err(_) => Ok(false),

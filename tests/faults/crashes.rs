@@ -208,7 +208,7 @@ impl Scene {
                 died(self, 100).await?;
                 self.write(false).await?;
                 died(self, 900).await?;
-                return Ok(self.shop.daemon.ended(Duration::ZERO).await?);
+                return self.shop.daemon.ended(Duration::ZERO).await;
             }
         }
         self.shop.remove(&extra).await?;

@@ -489,16 +489,10 @@ impl Scene {
     }
 }
 
-/// Whether a line tells who it was, in whatever colours.
+/// Whether a line tells who it was.
 fn names_culprit(log: &str) -> bool {
-    let plain = |line: &str| {
-        line.split('\x1b')
-            .map(|part| part.split_once('m').map_or(part, |it| it.1))
-            .collect::<String>()
-    };
     log.lines()
-        .filter(|line| line.contains("changed by others"))
-        .any(|line| plain(line).contains("nft"))
+        .any(|line| line.contains("changed by others") && line.contains(r#""culprit":"nft""#))
 }
 
 /// The transactions on our tables, in the order of their announcements.
