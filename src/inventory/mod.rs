@@ -13,8 +13,10 @@ use ipnet::IpNet;
 use crate::net::{IfName, Mac};
 
 pub mod links;
+mod powers;
 mod state;
 
+pub use powers::{Capability, Facts, Power};
 pub use state::{Changes, Inventory, Listing};
 
 /// The label that every network of ours carries, with the value `true`.
@@ -78,6 +80,8 @@ pub struct Container {
     pub network_mode: NetworkMode,
     /// One for each network that it is attached to, or will be at its start.
     pub endpoints: BTreeMap<NetworkId, Endpoint>,
+    /// What else was read of it.
+    pub facts: Facts,
 }
 
 /// One attachment of a container to a network. A stopped container's endpoint may have no addresses, or only those
