@@ -229,6 +229,7 @@ pub enum NetworkOutcome {
     Attached,
     Detached,
     Removed,
+    Stopped,
 }
 
 /// Makes one engine call.
@@ -291,5 +292,9 @@ pub async fn network_step(engine: &Engine, step: &NetworkStep) -> Result<Network
             .remove_network(network)
             .await
             .map(|()| NetworkOutcome::Removed),
+        NetworkStep::Stop { container, .. } => engine
+            .stop_container(container)
+            .await
+            .map(|()| NetworkOutcome::Stopped),
     }
 }

@@ -12,6 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::control;
 use super::executor::{Kernel, NetworkOutcome, network_step};
+use super::findings::Findings;
 use super::lock::Lock;
 use super::reader::{Object, Reader, Reading};
 use super::source::{self, SourceError};
@@ -22,10 +23,9 @@ use crate::inventory::{Endpoint, Lifecycle};
 use crate::kernel::generation::{GenerationEvent, GenerationWatch};
 use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};
-use crate::model::Rights;
 use crate::plan::networks::{NetworkStep, PoolExhausted, Subject};
 use crate::plan::{KernelStep, Plan, Planner};
-use crate::policy::Loaded;
+use crate::policy::{Loaded, Policy};
 use crate::settings::Settings;
 
 /// Everything is listed again after this long, whatever the events said.
@@ -114,6 +114,7 @@ struct Daemon {
     engine_missing: bool,
     passes: Passes,
     policy: PolicyStatus,
+    findings: Findings,
     status: watch::Sender<Arc<Status>>,
     steps: mpsc::UnboundedSender<StepDone>,
     retries: mpsc::UnboundedSender<Retry>,
@@ -171,10 +172,7 @@ impl Daemon {
             interrupt: listen(SignalKind::interrupt())?,
             tick,
         };
-        let rights = Rights {
-            unmanaged: settings.unmanaged,
-            ..Rights::default()
-        };
+        let rights = settings.rights(Policy::default());
         let mut daemon = Self {
             planner: Planner::new(settings.options, settings.pools.clone(), rights),
             settings,
@@ -188,6 +186,7 @@ impl Daemon {
             engine_missing: false,
             passes: Passes::default(),
             policy: PolicyStatus::default(),
+            findings: Findings::default(),
             status,
             steps: steps_sender,
             retries: retries_sender,
@@ -239,11 +238,7 @@ impl Daemon {
                 let (services, edges) = (loaded.policy.services.len(), loaded.policy.edges.len());
                 info!(revision, services, edges, "policy accepted");
                 self.policy.revision = Some(revision);
-                let unmanaged = self.settings.unmanaged;
-                self.planner.set_rights(Rights {
-                    policy: loaded.policy,
-                    unmanaged,
-                });
+                self.planner.set_rights(self.settings.rights(loaded.policy));
             }
             Err(refused) => {
                 if self.policy.refused.as_ref() != Some(&refused) {
@@ -484,6 +479,10 @@ impl Daemon {
                 info!(network = name, "network removed");
                 self.planner.remove_network(network);
             }
+            (NetworkStep::Stop { container, .. }, _) => {
+                // The event of its end may come later; until then it would be stopped again.
+                self.planner.set_lifecycle(container, Lifecycle::Stopped);
+            }
             (NetworkStep::Create { .. }, _) => {}
         }
     }
@@ -546,6 +545,7 @@ impl Daemon {
         self.passes.count += 1;
         self.passes.last_cause = cause.to_owned();
         self.passes.last_elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.findings.observe(&self.planner);
         self.publish(&reasons);
     }
 
@@ -565,6 +565,12 @@ impl Daemon {
             return;
         }
         for step in steps {
+            if let NetworkStep::Stop { name, reason, .. } = step {
+                warn!(
+                    container = name,
+                    reason, "stopping a container that cannot be held to its rights"
+                );
+            }
             self.planner.network_step_started(step);
             let (engine, step, sender) = (engine.clone(), step.clone(), self.steps.clone());
             tokio::spawn(async move {

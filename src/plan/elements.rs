@@ -55,7 +55,7 @@ impl View<'_> {
                         .for_each(|address| self.no_rights(address, &mut claim));
                 }
                 // No rights and no proof: nothing of it passes.
-                Standing::Quarantined(_) => continue,
+                Standing::Quarantined(_) | Standing::Isolated(_) => continue,
             }
             self.binding(bridge, endpoint, &mut claim);
         }
