@@ -98,7 +98,7 @@ fn subscribe() -> io::Result<TokioSocket> {
 }
 
 /// The generations among a datagram's messages; the others tell of single objects.
-fn generations(datagram: &[u8]) -> impl Iterator<Item = Generation> {
+pub(super) fn generations(datagram: &[u8]) -> impl Iterator<Item = Generation> {
     const NFTA_GEN_ID: u16 = 1;
     const NFTA_GEN_PROC_PID: u16 = 2;
     const NFTA_GEN_PROC_NAME: u16 = 3;
