@@ -17,6 +17,8 @@ mod daemon;
 mod engine;
 #[path = "faults/figure.rs"]
 mod figure;
+#[path = "faults/unenforceable.rs"]
+mod unenforceable;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -77,6 +79,6 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
             }
         )* };
     }
-    scenarios!();
+    scenarios!(unenforceable);
     Ok(report.finish())
 }

@@ -150,19 +150,24 @@ pub struct Finding {
     pub what: Unenforceable,
     /// Only for managed containers.
     pub is_acted_upon: bool,
+    /// One that does not run yet, or no more, voids nothing at the moment.
+    pub is_running: bool,
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.what.fmt(f)?;
-        match self.what.cannot_be_cut().filter(|_| self.is_acted_upon) {
-            Some(reason) => write!(f, " (this cannot be cut: {reason})"),
-            None => Ok(()),
+        if let Some(reason) = self.what.cannot_be_cut().filter(|_| self.is_acted_upon) {
+            write!(f, " (this cannot be cut: {reason})")?;
         }
+        if !self.is_running {
+            f.write_str(" (it does not run)")?;
+        }
+        Ok(())
     }
 }
 
-/// Every running container that cannot be held to its rights, and every unmanaged one that voids others'.
+/// Every container that cannot be held to its rights, from its creation on, and every unmanaged one that voids others'.
 pub fn unenforceable(
     setting: OnUnenforceable,
     inventory: &Inventory,
@@ -173,10 +178,6 @@ pub fn unenforceable(
         let Some(own) = standings.get(&container.id) else {
             continue;
         };
-        // Whatever it may do: it does nothing now.
-        if container.lifecycle == Lifecycle::Stopped {
-            continue;
-        }
         let mut reasons = of_itself(inventory, container);
         reasons.extend(shared(inventory, standings, container, own));
         if *own == Standing::Unmanaged {
@@ -184,9 +185,14 @@ pub fn unenforceable(
         }
         let is_acted_upon =
             setting != OnUnenforceable::Report && matches!(own, Standing::Managed(_) | Standing::Isolated(_));
+        let is_running = container.lifecycle == Lifecycle::Running;
         let findings: Vec<Finding> = reasons
             .into_iter()
-            .map(|what| Finding { what, is_acted_upon })
+            .map(|what| Finding {
+                what,
+                is_acted_upon,
+                is_running,
+            })
             .collect();
         if !findings.is_empty() {
             found.insert(container.id.clone(), findings);

@@ -346,7 +346,7 @@ impl Planner {
         }
     }
 
-    /// Every running container that cannot be held to its rights, or that voids others'.
+    /// Every container that cannot be held to its rights, or that voids others'.
     pub fn unenforceable(&self) -> BTreeMap<ContainerId, Vec<Finding>> {
         unenforceable(self.rights.unenforceable, &self.inventory, &self.standings)
     }
@@ -360,7 +360,7 @@ impl Planner {
         let stops = found.filter_map(|(id, findings)| {
             let voids: Vec<String> = findings
                 .iter()
-                .filter(|finding| finding.is_acted_upon)
+                .filter(|finding| finding.is_acted_upon && finding.is_running)
                 .map(|finding| finding.what.to_string())
                 .collect();
             let step = NetworkStep::Stop {

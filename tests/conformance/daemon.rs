@@ -35,6 +35,8 @@ pub(crate) struct Daemon {
     log: PathBuf,
     process: Option<Child>,
     pub(crate) life: Life,
+    /// What `run` is given besides the paths.
+    pub(crate) arguments: Vec<String>,
     pub(crate) nft_broken: bool,
     /// The last policy that is valid, by `check`.
     pub(crate) revision: Option<String>,
@@ -64,6 +66,7 @@ impl Daemon {
             log,
             process: None,
             life,
+            arguments: Vec::new(),
             nft_broken: false,
             revision: None,
         };
@@ -184,6 +187,7 @@ impl Daemon {
             .arg(&self.docker_socket)
             .arg("--control-socket")
             .arg(self.control())
+            .args(&self.arguments)
             .env(
                 "PATH",
                 format!("{}:{path}", self.directory.path().join("bin").display()),

@@ -151,10 +151,15 @@ fn one_network_for_two_services() {
 }
 
 #[test]
-fn a_container_that_does_not_run_voids_nothing() {
-    let mut stopped = container("web", NetworkMode::Host, &[Power::Privileged]);
-    stopped.lifecycle = Lifecycle::Stopped;
-    assert_eq!(kinds(stopped), [""; 0]);
+fn a_container_is_found_before_it_runs() {
+    let mut created = container("web", NetworkMode::Own, &[Power::Privileged]);
+    created.lifecycle = Lifecycle::Stopped;
+    let found = found_in(OnUnenforceable::Stop, vec![created]);
+    let [finding] = &found[&ContainerId("web".into())][..] else {
+        panic!("{found:?}");
+    };
+    assert!(!finding.is_running);
+    assert!(finding.to_string().ends_with("(it does not run)"), "{finding}");
 }
 
 #[test]
