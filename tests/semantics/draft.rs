@@ -1,5 +1,6 @@
 //! Generated policies, as text, and the containers that they are about.
 #![allow(dead_code, reason = "each test executable uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
