@@ -24,3 +24,5 @@ pub mod net;
 pub mod plan;
 pub mod policy;
 pub mod settings;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
-use crate::model::Unmanaged;
+use crate::model::{OnUnenforceable, Rights, Unmanaged};
 use crate::plan::compile::Options;
 use crate::plan::networks::Pools;
+use crate::policy::Policy;
 
 /// Where settings are read from when no file is named; it may be absent.
 pub const DEFAULT_FILE: &str = "/etc/cofferdam/settings.yaml";
@@ -43,6 +44,10 @@ pub struct Overrides {
     /// What happens between containers that no service selects: allow or deny [default: allow]
     #[arg(long, env = "COFFERDAM_UNMANAGED", value_name = "allow|deny", value_parser = parse_unmanaged)]
     pub unmanaged: Option<Unmanaged>,
+    /// What happens to a managed container that cannot be held to its rights, a privileged one for example: report, isolate
+    /// (cut it from guarded networks) or stop [default: report]
+    #[arg(long, env = "COFFERDAM_UNENFORCEABLE", value_name = "report|isolate|stop", value_parser = parse_unenforceable)]
+    pub unenforceable: Option<OnUnenforceable>,
 }
 
 /// A pool of IPv6 subnets, or none.
@@ -77,6 +82,15 @@ fn parse_unmanaged(text: &str) -> Result<Unmanaged, String> {
     }
 }
 
+fn parse_unenforceable(text: &str) -> Result<OnUnenforceable, String> {
+    match text {
+        "report" => Ok(OnUnenforceable::Report),
+        "isolate" => Ok(OnUnenforceable::Isolate),
+        "stop" => Ok(OnUnenforceable::Stop),
+        _ => Err("one of report, isolate and stop".to_owned()),
+    }
+}
+
 /// The settings in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -86,6 +100,18 @@ pub struct Settings {
     pub pools: Pools,
     pub options: Options,
     pub unmanaged: Unmanaged,
+    pub unenforceable: OnUnenforceable,
+}
+
+impl Settings {
+    /// A policy with what these settings add to it.
+    pub fn rights(&self, policy: Policy) -> Rights {
+        Rights {
+            policy,
+            unmanaged: self.unmanaged,
+            unenforceable: self.unenforceable,
+        }
+    }
 }
 
 /// Why the settings cannot be used.
@@ -121,7 +147,11 @@ impl Settings {
         Self::merge(overrides, from_file)
     }
 
-    fn merge(flags: Overrides, file: Overrides) -> Result<Self, SettingsError> {
+    /// Merges flags over a file over the defaults.
+    ///
+    /// # Errors
+    /// When a value makes no sense.
+    pub fn merge(flags: Overrides, file: Overrides) -> Result<Self, SettingsError> {
         let path = |one: Option<PathBuf>, other: Option<PathBuf>, default: &str| {
             one.or(other).unwrap_or_else(|| PathBuf::from(default))
         };
@@ -169,6 +199,7 @@ impl Settings {
                 nflog_group,
             },
             unmanaged: flags.unmanaged.or(file.unmanaged).unwrap_or_default(),
+            unenforceable: flags.unenforceable.or(file.unenforceable).unwrap_or_default(),
         })
     }
 }
@@ -177,7 +208,11 @@ const DEFAULT_IPV4_POOL: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(1
 const DEFAULT_IPV6_POOL: Ipv6Net =
     Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfd63, 0x6f66, 0x6665, 0, 0, 0, 0, 0), 48);
 
-fn parse(text: &str, path: &Path) -> Result<Overrides, SettingsError> {
+/// Reads a settings file.
+///
+/// # Errors
+/// Where it is no settings file.
+pub fn parse(text: &str, path: &Path) -> Result<Overrides, SettingsError> {
     if text
         .lines()
         .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
@@ -238,5 +273,46 @@ mod tests {
             .is_err()
         );
         assert!(merge(Overrides::default()).is_ok());
+    }
+
+    /// The example has every key, and says what holds without it.
+    #[test]
+    fn the_example_is_complete_and_shows_the_defaults() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/settings.yaml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let keys = |text: &str| -> Vec<String> {
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            lines
+                .filter_map(|line| Some(line.split_once(':')?.0.to_owned()))
+                .collect()
+        };
+        let file = parse(&text, &path).unwrap();
+        let shown = format!("{file:?}");
+        assert!(!shown.contains("None"), "a key is missing: {shown}");
+        let defaults = Settings::merge(Overrides::default(), Overrides::default()).unwrap();
+        assert_eq!(Settings::merge(Overrides::default(), file).unwrap(), defaults);
+        assert_eq!(
+            Settings::load(Overrides::default(), Some(&path)).unwrap(),
+            defaults
+        );
+        let documented = std::fs::read_to_string(path.with_file_name("../docs/settings.md")).unwrap();
+        for key in keys(&text) {
+            assert!(documented.contains(&format!("| `{key}` | `--{key}` |")), "{key}");
+        }
+    }
+
+    #[test]
+    fn what_to_do_with_the_unenforceable_is_one_of_three() {
+        for (text, expected) in [
+            ("report", OnUnenforceable::Report),
+            ("isolate", OnUnenforceable::Isolate),
+            ("stop", OnUnenforceable::Stop),
+        ] {
+            assert_eq!(parse_unenforceable(text), Ok(expected));
+            let file = parse(&format!("unenforceable: {text}\n"), Path::new("f")).unwrap();
+            assert_eq!(file.unenforceable, Some(expected));
+        }
+        assert!(parse_unenforceable("ignore").is_err());
+        assert!(parse("unenforceable: ignore\n", Path::new("f")).is_err());
     }
 }

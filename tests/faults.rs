@@ -35,6 +35,8 @@ mod race;
 mod shop;
 #[path = "faults/state.rs"]
 mod state;
+#[path = "faults/unenforceable.rs"]
+mod unenforceable;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -96,6 +98,6 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
             }
         )* };
     }
-    scenarios!(race, crashes, kernel, outage, boot);
+    scenarios!(race, crashes, kernel, outage, boot, unenforceable);
     Ok(report.finish())
 }

@@ -151,6 +151,7 @@ fn render(out: &mut String, status: &Status) -> std::fmt::Result {
     }
     for (title, found) in [
         ("quarantined", &status.quarantined),
+        ("isolated", &status.isolated),
         ("not enforceable", &status.unenforceable),
     ] {
         if !found.is_empty() {
@@ -158,6 +159,16 @@ fn render(out: &mut String, status: &Status) -> std::fmt::Result {
         }
         for (container, reasons) in found {
             writeln!(out, "  {container}: {}", reasons.join("; "))?;
+        }
+        if title == "not enforceable" && !found.is_empty() {
+            let kinds = status.unenforceable_counts.iter();
+            let kinds: Vec<String> = kinds.map(|(kind, number)| format!("{kind} {number}")).collect();
+            writeln!(
+                out,
+                "  in all {}: {}",
+                count(found.len(), "container"),
+                kinds.join(", ")
+            )?;
         }
     }
     for (container, networks) in &status.many_networks {

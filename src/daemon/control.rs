@@ -1,18 +1,26 @@
 //! The control socket: one request line, one answer line, both JSON. It tells and never changes anything.
 //!
-//! Mode 0600 in a directory of mode 0700, and the peer must be root or this process's user.
+//! Mode 0600, in a directory of mode 0700 where we make it; and the peer must be root or this process's user, so that a
+//! descriptor that was passed on is of no use. A directory that is there already stays as it is, but one that others may
+//! write to is refused: they could put a socket of their own there.
+//!
+//! Clients that are slow, silent or many cannot keep it from others: of too many, those that have said nothing go first.
 
+use std::collections::VecDeque;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::sync::{Mutex, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 use super::status::Status;
@@ -23,12 +31,15 @@ const LONGEST_REQUEST: u64 = 4096;
 /// An answer of 10,000 containers is about 4 MiB.
 const LONGEST_ANSWER: u64 = 256 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Clients that are served at once; others wait.
-const CLIENTS: usize = 8;
+/// Connections at once.
+const CLIENTS: usize = 64;
+/// When there are too many: how long each is left in peace before it has asked, and after that.
+const SILENT: Duration = Duration::from_millis(50);
+const SLOW: Duration = Duration::from_secs(1);
 
 /// What can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Request {
     Status,
 }
@@ -44,70 +55,195 @@ pub enum Answer {
 /// Opens the socket, in place of one that an earlier daemon left: the lock says that it is nobody's.
 ///
 /// # Errors
-/// When the directory or the socket cannot be made.
+/// When the directory or the socket cannot be made, when others may write to the directory, and when something stands at
+/// the path that is no socket.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    if let Some(directory) = path.parent() {
+    if let Some(directory) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(directory)?;
+        require_private(directory)?;
     }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if there.file_type().is_socket() => std::fs::remove_file(path)?,
+        Ok(_) => {
+            let message = "something stands there that is no socket";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    // It is born with mode 0600: there is no moment in which others could connect.
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    umask(before);
+    listener
 }
 
-/// Serves until the status's sender is gone.
+/// Refuses a directory in which others could put a socket of their own in our place.
+fn require_private(directory: &Path) -> io::Result<()> {
+    let metadata = std::fs::metadata(directory)?;
+    let ours = [0, nix::unistd::geteuid().as_raw()].contains(&metadata.uid());
+    if ours && metadata.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "others than root may write to its directory {} (mode {:o}, user {}): `chmod go-w` it or choose another",
+        directory.display(),
+        metadata.mode() & 0o7777,
+        metadata.uid()
+    );
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
+}
+
+/// Tells the status until its sender is gone.
 pub async fn serve(listener: UnixListener, status: watch::Receiver<Arc<Status>>) {
-    let slots = Arc::new(Semaphore::new(CLIENTS));
+    serve_with(listener, move || completed(Arc::clone(&status.borrow()))).await;
+}
+
+/// Serves with an answer of this kind, made when it is asked for: at most one at a time, however many ask.
+pub async fn serve_with<A, F>(listener: UnixListener, answer: A)
+where
+    A: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send,
+{
+    let answers = Arc::new(Answers {
+        make: answer,
+        last: Mutex::new(None),
+    });
+    let mut clients = Clients::default();
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            return;
-        };
+        while !clients.have_room() {
+            sleep(SILENT / 10).await;
+        }
         match listener.accept().await {
             Ok((stream, _)) => {
-                let status = Arc::clone(&status.borrow());
-                tokio::spawn(async move {
-                    let served = timeout(PATIENCE, answer(stream, status)).await;
+                let asked = Arc::new(AtomicBool::new(false));
+                let (answers, has_asked) = (Arc::clone(&answers), Arc::clone(&asked));
+                let task = tokio::spawn(async move {
+                    let served = timeout(PATIENCE, answers.give(stream, &has_asked)).await;
                     if let Ok(Err(error)) = served {
                         debug!(%error, "a control client went away");
                     }
-                    drop(slot);
+                });
+                clients.0.push_back(Client {
+                    since: Instant::now(),
+                    asked,
+                    task: task.abort_handle(),
                 });
             }
             Err(error) => {
                 warn!(%error, "cannot accept a control client");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-async fn answer(mut stream: UnixStream, status: Arc<Status>) -> io::Result<()> {
-    let peer = stream.peer_cred()?.uid();
-    if peer != 0 && peer != nix::unistd::geteuid().as_raw() {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!("user {peer} may not ask"),
-        ));
+/// The open connections, the oldest first.
+#[derive(Default)]
+struct Clients(VecDeque<Client>);
+
+struct Client {
+    since: Instant,
+    asked: Arc<AtomicBool>,
+    task: AbortHandle,
+}
+
+impl Clients {
+    /// Whether another one may come in. If not, the oldest one that has said nothing goes, or else the oldest of all, once
+    /// each has had its time.
+    fn have_room(&mut self) -> bool {
+        self.0.retain(|client| !client.task.is_finished());
+        if self.0.len() < CLIENTS {
+            return true;
+        }
+        let asked = |client: &Client| client.asked.load(Ordering::Relaxed);
+        let silent = self
+            .0
+            .iter()
+            .position(|client| !asked(client) && client.since.elapsed() >= SILENT);
+        let slow = || self.0.iter().position(|client| client.since.elapsed() >= SLOW);
+        match silent.or_else(slow).and_then(|index| self.0.remove(index)) {
+            Some(client) => {
+                client.task.abort();
+                true
+            }
+            None => false,
+        }
     }
-    let mut line = String::new();
-    let (reader, mut writer) = stream.split();
-    BufReader::new(reader.take(LONGEST_REQUEST))
-        .read_line(&mut line)
-        .await?;
-    let answer = match serde_json::from_str(&line) {
-        Ok(Request::Status) => completed(status).await,
-        Err(error) => Answer::Error(format!("not a request: {error}")),
-    };
-    let mut text = serde_json::to_vec(&answer)?;
+}
+
+/// Makes answers. Whoever asks gets one that was begun after that, and shares it with all who asked meanwhile.
+struct Answers<A> {
+    make: A,
+    last: Mutex<Option<(Instant, Arc<[u8]>)>>,
+}
+
+impl<A, F> Answers<A>
+where
+    A: Fn() -> F,
+    F: Future<Output = Answer>,
+{
+    async fn give(&self, mut stream: UnixStream, asked: &AtomicBool) -> io::Result<()> {
+        let peer = stream.peer_cred()?.uid();
+        if peer != 0 && peer != nix::unistd::geteuid().as_raw() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("user {peer} may not ask"),
+            ));
+        }
+        let mut line = Vec::new();
+        let (reader, mut writer) = stream.split();
+        BufReader::new(reader.take(LONGEST_REQUEST))
+            .read_until(b'\n', &mut line)
+            .await?;
+        asked.store(true, Ordering::Relaxed);
+        let text = match request(&line) {
+            Ok(Request::Status) => self.fresh().await?,
+            Err(message) => encoded(&Answer::Error(message))?,
+        };
+        writer.write_all(&text).await?;
+        writer.shutdown().await
+    }
+
+    async fn fresh(&self) -> io::Result<Arc<[u8]>> {
+        let asked = Instant::now();
+        let mut last = self.last.lock().await;
+        if let Some((_, text)) = last.as_ref().filter(|(begun, _)| *begun >= asked) {
+            return Ok(Arc::clone(text));
+        }
+        let begun = Instant::now();
+        let text = encoded(&(self.make)().await)?;
+        *last = Some((begun, Arc::clone(&text)));
+        Ok(text)
+    }
+}
+
+fn encoded(answer: &Answer) -> io::Result<Arc<[u8]>> {
+    let mut text = serde_json::to_vec(answer)?;
     text.push(b'\n');
-    writer.write_all(&text).await?;
-    writer.shutdown().await
+    Ok(text.into())
+}
+
+/// Reads a request line.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn request(line: &[u8]) -> Result<Request, String> {
+    if line.len() as u64 >= LONGEST_REQUEST {
+        return Err(format!("not a request: {LONGEST_REQUEST} bytes or more"));
+    }
+    // With nothing else beside it, which an enum of unit variants would not refuse.
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Line {
+        command: String,
+    }
+    let Line { command } = serde_json::from_slice(line).map_err(|error| format!("not a request: {error}"))?;
+    serde_json::from_value(serde_json::json!({ "command": command }))
+        .map_err(|error| format!("not a request: {error}"))
 }
 
 async fn completed(status: Arc<Status>) -> Answer {
@@ -141,4 +277,42 @@ pub async fn ask(path: &Path, request: Request) -> io::Result<Answer> {
     timeout(PATIENCE, exchange)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 5000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_request_but_the_one_there_is(line in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..200),
+            "\\{\"command\": ?\"(status|stop|down)\"(, ?\"[a-z]{0,4}\": ?[0-9\\[\\{]{0,5})?\\}?\n?".prop_map(String::into_bytes),
+        ]) {
+            match request(&line) {
+                Ok(Request::Status) => prop_assert!(String::from_utf8(line).unwrap().contains("status")),
+                Err(message) => prop_assert!(message.len() < 5000),
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_is_exactly_what_it_must_be() {
+        assert_eq!(request(b"{\"command\":\"status\"}\n"), Ok(Request::Status));
+        for wrong in [
+            &b""[..],
+            b"status",
+            b"{\"command\":\"down\"}",
+            b"{\"command\":\"status\",\"force\":true}",
+            b"{\"command\":\"status\"} {\"command\":\"status\"}",
+            &[b'['; 4096],
+            &[0xff; 100],
+        ] {
+            request(wrong).unwrap_err();
+        }
+    }
 }

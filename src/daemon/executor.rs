@@ -384,6 +384,7 @@ pub enum NetworkOutcome {
     Detached,
     Removed,
     Forgotten,
+    Stopped,
 }
 
 /// Makes one engine call.
@@ -462,5 +463,9 @@ async fn engine_call(engine: &Engine, step: &NetworkStep) -> Result<NetworkOutco
             .forget_network(name, container)
             .await
             .map(|()| NetworkOutcome::Forgotten),
+        NetworkStep::Stop { container, .. } => engine
+            .stop_container(container)
+            .await
+            .map(|()| NetworkOutcome::Stopped),
     }
 }

@@ -10,6 +10,7 @@ use super::{Refusal, run, source};
 use crate::kernel::{bridge_netfilter, privilege};
 use crate::model::Rights;
 use crate::plan::Planner;
+use crate::policy::Policy;
 use crate::settings::Settings;
 
 /// What the guard found or did.
@@ -62,11 +63,7 @@ pub async fn guard(settings: &Settings) -> Result<Guard, Refusal> {
 
 /// The policy, if there is a valid one.
 fn rights(settings: &Settings) -> (Rights, Option<String>) {
-    let unmanaged = settings.unmanaged;
-    let none = || Rights {
-        unmanaged,
-        ..Rights::default()
-    };
+    let none = || settings.rights(Policy::default());
     let sources = match source::read(&[&settings.policies]) {
         Ok(sources) => sources,
         Err(error) => {
@@ -75,10 +72,7 @@ fn rights(settings: &Settings) -> (Rights, Option<String>) {
         }
     };
     match sources.load() {
-        Ok(loaded) => {
-            let policy = loaded.policy;
-            (Rights { policy, unmanaged }, Some(loaded.revision.to_string()))
-        }
+        Ok(loaded) => (settings.rights(loaded.policy), Some(loaded.revision.to_string())),
         Err(_) => {
             warn!("the policy is not valid: the rules are loaded without it; `cofferdam check` says why");
             (none(), None)

@@ -11,11 +11,13 @@
 //! | [`reader`] | reading engine objects again after events, never two readings of one at once |
 //! | [`source`], [`reload`] | the policy directory, and its changes |
 //! | [`status`], [`control`] | what is true now, and the socket that tells it |
+//! | `findings` | which containers cannot be held to their rights, told when that changes |
 //! | [`lock`], [`refusal`] | one daemon at a time; why it does not start |
 
 pub mod control;
 pub mod drift;
 pub mod executor;
+mod findings;
 pub mod guard;
 pub mod lock;
 pub mod once;

@@ -12,7 +12,6 @@ use crate::fault;
 use crate::inventory::{Inventory, NetworkKind};
 use crate::kernel::links::NetfilterCalls;
 use crate::kernel::{bridge_netfilter, privilege};
-use crate::model::Rights;
 use crate::plan::networks::NetworkStep;
 use crate::plan::{Plan, Planner};
 use crate::settings::Settings;
@@ -47,10 +46,7 @@ pub async fn apply(settings: &Settings) -> Result<Applied, Refusal> {
     bridge_netfilter::ensure().await?;
     let mut kernel = Kernel::open()?;
     let engine = Engine::connect(&settings.docker_socket).await?;
-    let rights = Rights {
-        policy: loaded.policy,
-        unmanaged: settings.unmanaged,
-    };
+    let rights = settings.rights(loaded.policy);
     let mut planner = Planner::new(settings.options, settings.pools.clone(), rights);
     let mut applied = Applied {
         revision: loaded.revision.to_string(),

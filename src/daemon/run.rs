@@ -13,6 +13,7 @@ use tracing::{debug, error, info, warn};
 use super::control;
 use super::drift::{self, Repairs};
 use super::executor::{Kernel, NetworkOutcome, StepError, network_step};
+use super::findings::Findings;
 use super::lock::Lock;
 use super::reader::{Finished, Object, Reader, Reading};
 use super::source::{self, SourceError};
@@ -24,10 +25,9 @@ use crate::inventory::{Endpoint, Lifecycle, Network};
 use crate::kernel::generation::{GenerationEvent, GenerationWatch};
 use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};
-use crate::model::Rights;
 use crate::plan::networks::{NetworkStep, PoolExhausted, Subject};
 use crate::plan::{Doubt, KernelStep, Plan, Planner};
-use crate::policy::Loaded;
+use crate::policy::{Loaded, Policy};
 use crate::settings::Settings;
 
 /// Everything is listed again after this long, whatever the events said.
@@ -151,6 +151,7 @@ struct Daemon {
     doubts: Doubts,
     passes: Passes,
     policy: PolicyStatus,
+    findings: Findings,
     status: watch::Sender<Arc<Status>>,
     steps: mpsc::UnboundedSender<StepDone>,
     retries: mpsc::UnboundedSender<Retry>,
@@ -207,10 +208,7 @@ impl Daemon {
             interrupt: listen(SignalKind::interrupt())?,
             tick,
         };
-        let rights = Rights {
-            unmanaged: settings.unmanaged,
-            ..Rights::default()
-        };
+        let rights = settings.rights(Policy::default());
         let mut daemon = Self {
             planner: Planner::new(settings.options, settings.pools.clone(), rights),
             settings,
@@ -229,6 +227,7 @@ impl Daemon {
             doubts: Doubts::default(),
             passes: Passes::default(),
             policy: PolicyStatus::default(),
+            findings: Findings::default(),
             status,
             steps: steps_sender,
             retries: retries_sender,
@@ -286,11 +285,7 @@ impl Daemon {
                 let (services, edges) = (loaded.policy.services.len(), loaded.policy.edges.len());
                 info!(revision, services, edges, "policy accepted");
                 self.policy.revision = Some(revision);
-                let unmanaged = self.settings.unmanaged;
-                self.planner.set_rights(Rights {
-                    policy: loaded.policy,
-                    unmanaged,
-                });
+                self.planner.set_rights(self.settings.rights(loaded.policy));
             }
             Err(refused) => {
                 if self.policy.refused.as_ref() != Some(&refused) {
@@ -673,6 +668,10 @@ impl Daemon {
                 info!(network = name, %container, "a stopped container no longer waits for a network that is gone");
                 self.planner.network_forgotten(container, name);
             }
+            (NetworkStep::Stop { container, .. }, _) => {
+                // The event of its end may come later; until then it would be stopped again.
+                self.planner.set_lifecycle(container, Lifecycle::Stopped);
+            }
             (NetworkStep::Create { .. }, _) => {}
         }
     }
@@ -737,6 +736,7 @@ impl Daemon {
         self.passes.count += 1;
         self.passes.last_cause = cause.to_owned();
         self.passes.last_elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.findings.observe(&self.planner);
         fault::point("before-publish");
         self.publish();
     }
@@ -785,6 +785,12 @@ impl Daemon {
             return;
         }
         for step in steps {
+            if let NetworkStep::Stop { name, reason, .. } = step {
+                warn!(
+                    container = name,
+                    reason, "stopping a container that cannot be held to its rights"
+                );
+            }
             self.planner.network_step_started(step);
             let (engine, step, sender) = (engine.clone(), step.clone(), self.steps.clone());
             tokio::spawn(async move {

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::findings;
 use crate::inventory::{Container, ContainerId, NetworkKind};
 use crate::kernel::elements::{Elements, ElementsError};
-use crate::model::{Standing, unenforceable};
+use crate::model::Standing;
 use crate::plan::Planner;
 use crate::plan::ledger::Owner;
 use crate::plan::names;
@@ -46,8 +47,14 @@ pub struct Status {
     pub edges: Vec<EdgeStatus>,
     /// Containers that services of two segments claim, with the services.
     pub quarantined: BTreeMap<String, Vec<String>>,
-    /// Managed containers that no rule can hold, with the reasons.
+    /// Managed containers that no rule can hold, and unmanaged ones that void the others' rules, with the reasons.
     pub unenforceable: BTreeMap<String, Vec<String>>,
+    /// How many containers there are of each kind of reason.
+    #[serde(default)]
+    pub unenforceable_counts: BTreeMap<String, usize>,
+    /// Containers that were cut from guarded networks for that, with their services.
+    #[serde(default)]
+    pub isolated: BTreeMap<String, Vec<String>>,
     /// Containers on many service networks, with their number: each makes their start slower.
     pub many_networks: BTreeMap<String, usize>,
     /// Packets that were denied since the tables were made.
@@ -168,6 +175,8 @@ impl Status {
             edges: Vec::new(),
             quarantined: BTreeMap::new(),
             unenforceable: BTreeMap::new(),
+            unenforceable_counts: BTreeMap::new(),
+            isolated: BTreeMap::new(),
             many_networks: BTreeMap::new(),
             denied_packets: None,
         }
@@ -182,6 +191,7 @@ impl Status {
             .map(|service| (service.to_string(), ServiceStatus::default()))
             .collect();
         self.quarantined.clear();
+        self.isolated.clear();
         for container in planner.inventory().containers().values() {
             match planner.standings().get(&container.id) {
                 Some(Standing::Managed(identity)) => {
@@ -201,6 +211,10 @@ impl Status {
                 Some(Standing::Quarantined(services)) => {
                     let services = services.iter().map(ToString::to_string).collect();
                     self.quarantined.insert(container.name.clone(), services);
+                }
+                Some(Standing::Isolated(identity)) => {
+                    let services = identity.services().iter().map(ToString::to_string).collect();
+                    self.isolated.insert(container.name.clone(), services);
                 }
                 Some(Standing::Unmanaged) | None => {}
             }
@@ -225,9 +239,11 @@ impl Status {
                 .container(id)
                 .map_or_else(|| format!("{id}"), |it| it.name.clone())
         };
-        self.unenforceable = unenforceable(planner.inventory(), planner.standings())
+        let findings = planner.unenforceable();
+        self.unenforceable_counts = findings::counts(&findings);
+        self.unenforceable = findings
             .into_iter()
-            .map(|(id, reasons)| (name(&id), reasons.iter().map(ToString::to_string).collect()))
+            .map(|(id, findings)| (name(&id), findings.iter().map(ToString::to_string).collect()))
             .collect();
         let mut networks = BTreeMap::new();
         for network in planner.service_networks().values() {

@@ -8,6 +8,8 @@ use bollard::Docker;
 use bollard::errors::Error as WireError;
 use bollard::models::SystemVersion;
 
+use super::listing::Inspected;
+
 /// The oldest API that we speak: Engine 20.10.
 const OLDEST_API: (u32, u32) = (1, 41);
 
@@ -81,15 +83,6 @@ pub(super) fn refusal(error: &WireError) -> Option<(u16, &str)> {
     }
 }
 
-/// `None` for what the engine does not have (404).
-pub(super) fn found<T>(answer: Result<T, WireError>) -> Result<Option<T>, WireError> {
-    match answer {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if refusal(&error).is_some_and(|(status, _)| status == 404) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// What an engine says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineVersion {
@@ -112,6 +105,11 @@ impl EngineVersion {
 pub struct Engine {
     pub(super) docker: Docker,
     version: Arc<EngineVersion>,
+    pub(super) socket: Arc<Path>,
+    /// The version that every request names.
+    pub(super) api: (u32, u32),
+    /// What never changes of containers that were inspected.
+    pub(super) inspected: Inspected,
 }
 
 impl Engine {
@@ -134,6 +132,9 @@ impl Engine {
         Ok(Self {
             docker: pin_version(docker, api).with_timeout(REQUEST_TIMEOUT),
             version: Arc::new(version),
+            socket: Arc::from(socket),
+            api,
+            inspected: Inspected::default(),
         })
     }
 
@@ -243,7 +244,5 @@ mod tests {
         assert!(is_transient(&answer(500)));
         assert!(!is_transient(&answer(404)));
         assert!(is_transient(&WireError::RequestTimeoutError));
-        assert!(found::<()>(Err(answer(404))).unwrap().is_none());
-        assert!(found::<()>(Err(answer(403))).is_err());
     }
 }

@@ -1,32 +1,66 @@
 //! Readings of the engine: everything at once, one container, one network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bollard::models as api;
-use bollard::query_parameters::{
-    InspectContainerOptions, InspectNetworkOptions, ListContainersOptionsBuilder, ListNetworksOptions,
-};
+use bollard::errors::Error as WireError;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::client::{Engine, EngineError, found};
-use super::wire::{self, NetworkNames, NetworkParts};
+use super::client::{Engine, EngineError};
+use super::raw::Shaped;
+use super::wire::{self, Inspection, NetworkAnswer, NetworkNames, Summary};
 use crate::inventory::{
-    Container, ContainerId, Endpoint, Lifecycle, Listing, Network, NetworkId, NetworkKind,
+    Container, ContainerId, Endpoint, Facts, Lifecycle, Listing, Network, NetworkId, NetworkKind, Power,
 };
 
 /// Requests under way at once. The engine answers one in 1 to 2 ms; more would only keep it from others.
 const PARALLEL: usize = 8;
 
-/// How long a full listing waits for one container's inspection, which waits for the container's start.
+/// How long a full listing waits for inspections, which wait for the starts of their containers.
 const INSPECT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where engines and containerd listen wherever else the engine in use does.
+const USUAL_SOCKETS: [&str; 2] = ["/run/docker.sock", "/run/containerd/containerd.sock"];
 
 /// A network and the endpoints that it has in the kernel, those of containers that are just starting among them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkSnapshot {
     pub network: Network,
     pub endpoints: BTreeMap<ContainerId, Endpoint>,
+}
+
+/// What inspections told that never changes, so that a listing asks only for containers that it does not know.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Inspected(Arc<Mutex<BTreeMap<ContainerId, Fixed>>>);
+
+#[derive(Debug, Clone, Default)]
+struct Fixed {
+    image: Option<String>,
+    powers: Option<BTreeSet<Power>>,
+}
+
+impl Inspected {
+    fn get(&self, id: &ContainerId) -> Option<Fixed> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(id).cloned()
+    }
+
+    fn insert(&self, id: ContainerId, fixed: Fixed) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(id, fixed);
+    }
+
+    /// Forgets what is gone.
+    fn retain(&self, listed: &BTreeSet<ContainerId>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|id, _| listed.contains(id));
+    }
 }
 
 impl Engine {
@@ -36,15 +70,19 @@ impl Engine {
     /// there, and only its networks know its endpoints, so each bridge network is read too.
     pub async fn list(&self) -> Result<Listing, EngineError> {
         // Containers first: then every network of theirs is in the second list, unless it has gone.
-        let all = ListContainersOptionsBuilder::default().all(true).build();
-        let summaries = self.docker.list_containers(Some(all)).await;
-        let summaries = summaries.map_err(EngineError::request("list the containers"))?;
+        let answer = self.objects("/containers/json?all=1").await;
+        let mut summaries: Vec<Summary> = answer.map_err(EngineError::request("list the containers"))?;
         let networks = self.list_networks().await?;
         let names = NetworkNames::new(&networks);
+        let listed = summaries.iter().filter_map(|it| it.id.as_ref());
+        self.inspected.retain(&listed.cloned().map(ContainerId).collect());
+        // An inspection of one that is just starting blocks: those come last, and all of them together wait only so long.
+        summaries.sort_by_key(Summary::may_be_starting);
+        let deadline = Instant::now() + INSPECT_PATIENCE;
         let stale = wire::stale_wishes(&summaries, &networks);
 
         let containers = stream::iter(summaries)
-            .map(|summary| self.listed_container(summary, &names))
+            .map(|summary| self.listed_container(summary, &names, deadline))
             .buffer_unordered(PARALLEL)
             .filter_map(std::future::ready)
             .map(|container| (container.id.clone(), container));
@@ -89,84 +127,96 @@ impl Engine {
         } else {
             NetworkNames::default()
         };
-        Ok(wire::inspected_container(answer, &names))
+        let container = wire::inspected_container(answer, &names, &self.sockets());
+        if let Some(container) = &container {
+            let fixed = Fixed {
+                image: Some(container.image.clone()).filter(|image| !image.is_empty()),
+                powers: container.facts.powers.clone(),
+            };
+            self.inspected.insert(id.clone(), fixed);
+        }
+        Ok(container)
     }
 
     /// One network with its endpoints, `None` if there is none of that id.
     pub async fn network(&self, id: &NetworkId) -> Result<Option<NetworkSnapshot>, EngineError> {
-        let answer = self
-            .docker
-            .inspect_network(&id.0, None::<InspectNetworkOptions>)
-            .await;
-        let answer = found(answer).map_err(EngineError::request(format!("read network {id}")))?;
-        Ok(answer.and_then(|answer| {
-            let network = wire::network(NetworkParts {
-                id: answer.id,
-                name: answer.name,
-                driver: answer.driver,
-                internal: answer.internal,
-                ipam: answer.ipam,
-                options: answer.options,
-                labels: answer.labels,
-            })?;
-            let endpoints = wire::network_endpoints(answer.containers);
-            Some(NetworkSnapshot { network, endpoints })
-        }))
+        if !wire::is_id(&id.0) {
+            return Ok(None);
+        }
+        let answer = self.get(&format!("/networks/{}", id.0)).await;
+        let answer = answer.map_err(EngineError::request(format!("read network {id}")))?;
+        Ok(answer
+            .and_then(wire::object::<NetworkAnswer>)
+            .and_then(wire::network))
     }
 
     async fn list_networks(&self) -> Result<Vec<Network>, EngineError> {
-        let answer = self.docker.list_networks(None::<ListNetworksOptions>).await;
+        let answer = self.objects("/networks").await;
         let answer = answer.map_err(EngineError::request("list the networks"))?;
-        let networks = answer.into_iter().filter_map(|network| {
-            wire::network(NetworkParts {
-                id: network.id,
-                name: network.name,
-                driver: network.driver,
-                internal: network.internal,
-                ipam: network.ipam,
-                options: network.options,
-                labels: network.labels,
-            })
-        });
-        Ok(networks.collect())
+        let networks = answer.into_iter().filter_map(wire::network);
+        Ok(networks.map(|snapshot| snapshot.network).collect())
     }
 
-    async fn inspect(&self, id: &ContainerId) -> Result<Option<api::ContainerInspectResponse>, EngineError> {
-        let answer = self
-            .docker
-            .inspect_container(&id.0, None::<InspectContainerOptions>)
-            .await;
-        found(answer).map_err(EngineError::request(format!("inspect container {id}")))
+    async fn objects<T: DeserializeOwned + Shaped>(&self, path: &str) -> Result<Vec<T>, WireError> {
+        let answer = wire::objects(self.get(path).await?);
+        answer.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is no list").into())
     }
 
-    /// A container of the list. Once an image's tag has moved on, the list has the image's id where the container's
-    /// own configuration still has what the user wrote.
+    async fn inspect(&self, id: &ContainerId) -> Result<Option<Inspection>, EngineError> {
+        if !wire::is_id(&id.0) {
+            return Ok(None);
+        }
+        let answer = self.get(&format!("/containers/{}/json", id.0)).await;
+        let answer = answer.map_err(EngineError::request(format!("inspect container {id}")))?;
+        Ok(answer.and_then(wire::object))
+    }
+
+    /// Every path by which a container could reach an engine.
+    fn sockets(&self) -> Vec<PathBuf> {
+        let usual = USUAL_SOCKETS.iter().map(PathBuf::from);
+        usual.chain([self.socket.to_path_buf()]).collect()
+    }
+
+    /// A container of the list, with what only its inspection tells: its powers, and what the user called the image, which
+    /// the list has by its id once the tag has moved on. What cannot be told in time stays open until the events of the
+    /// container's start have it read.
     async fn listed_container(
         &self,
-        mut summary: api::ContainerSummary,
+        mut summary: Summary,
         names: &NetworkNames,
+        deadline: Instant,
     ) -> Option<Container> {
-        let id = summary.id.clone().map(ContainerId);
-        if let Some(id) = id.filter(|_| {
-            summary
-                .image
-                .as_deref()
-                .is_some_and(|image| image.starts_with("sha256:"))
-        }) {
-            match tokio::time::timeout(INSPECT_PATIENCE, self.inspect(&id)).await {
+        let id = ContainerId(summary.id.as_ref().filter(|id| wire::is_id(id))?.clone());
+        let fixed = match self.inspected.get(&id) {
+            Some(fixed) if fixed.powers.is_some() => fixed,
+            _ => match tokio::time::timeout_at(deadline, self.inspect(&id)).await {
                 Ok(Ok(Some(answer))) => {
-                    summary.image = answer.config.and_then(|config| config.image).or(summary.image);
+                    let fixed = Fixed {
+                        powers: wire::powers(&answer, &self.sockets()),
+                        image: answer.config.get().and_then(|config| config.image.get()),
+                    };
+                    self.inspected.insert(id, fixed.clone());
+                    fixed
                 }
                 Ok(Ok(None)) => {
                     debug!(container = %id, "gone while it was listed");
                     return None;
                 }
-                Ok(Err(error)) => warn!(container = %id, %error, "image's name unknown: its id is taken"),
-                Err(_) => {
-                    warn!(container = %id, "image's name unknown while the container starts: its id is taken")
+                Ok(Err(error)) => {
+                    warn!(container = %id, %error, "its powers are unknown");
+                    Fixed::default()
                 }
-            }
-        }
-        wire::listed_container(summary, names)
+                Err(_) => {
+                    debug!(container = %id, "its powers are unknown while it starts");
+                    Fixed::default()
+                }
+            },
+        };
+        summary.use_name_of_image(fixed.image);
+        let facts = Facts {
+            powers: fixed.powers,
+            unreadable: false,
+        };
+        wire::listed_container(summary, names, facts)
     }
 }

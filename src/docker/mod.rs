@@ -4,9 +4,13 @@
 //! policy. The facts in comments were measured on Engine 20.10.24 (API 1.41) unless another one is named.
 
 mod client;
+mod containers;
 mod events;
 mod listing;
 mod networks;
+mod raw;
+#[cfg(any(test, feature = "testkit"))]
+pub(crate) mod untrusted;
 mod wire;
 
 pub use client::{Engine, EngineError, EngineVersion};

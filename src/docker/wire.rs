@@ -1,15 +1,21 @@
 //! The engine's answers, narrowed. What is malformed is left out and warned of; nothing here fails.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
-use bollard::models as api;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tracing::warn;
 
+use super::listing::NetworkSnapshot;
+use super::raw::{Field, Shaped, shortened};
 use crate::inventory::{
-    Container, ContainerId, Endpoint, Lifecycle, Network, NetworkId, NetworkKind, NetworkMode, Published,
+    Capability, Container, ContainerId, Endpoint, Facts, Lifecycle, Network, NetworkId, NetworkKind,
+    NetworkMode, Power, Published,
 };
 use crate::net::Transport;
 
@@ -55,85 +61,371 @@ impl NetworkNames {
     }
 }
 
-/// A container of `GET /containers/json`. `None` without an id.
-pub(super) fn listed_container(summary: api::ContainerSummary, names: &NetworkNames) -> Option<Container> {
-    let id = container_id(summary.id)?;
-    use api::ContainerSummaryStateEnum as State;
-    let state = match summary.state {
-        Some(State::RUNNING | State::PAUSED | State::RESTARTING | State::STOPPING) => Lifecycle::Running,
-        _ => Lifecycle::Stopped,
-    };
-    // Legacy links add names of the form `/other/alias`.
-    let own_names = summary.names.unwrap_or_default();
-    let own_name = own_names
-        .into_iter()
-        .find(|name| !name.trim_start_matches('/').contains('/'));
-    let networks = summary.network_settings.and_then(|settings| settings.networks);
-    let mode = summary.host_config.and_then(|config| config.network_mode);
-    Some(container(
-        Parts {
-            id,
-            name: own_name,
-            image: summary.image,
-            labels: summary.labels,
-            state,
-            mode,
-            networks,
-            published: summary
-                .ports
-                .unwrap_or_default()
-                .iter()
-                .filter_map(listed_port)
-                .collect(),
-        },
-        names,
-    ))
+/// A container of `GET /containers/json`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct Summary {
+    pub(super) id: Field<String>,
+    names: Field<Vec<String>>,
+    pub(super) image: Field<String>,
+    labels: Field<BTreeMap<String, String>>,
+    state: Field<String>,
+    host_config: Field<HostConfig>,
+    network_settings: Field<NetworkSettings>,
+    ports: Field<Vec<Field<ListedPort>>>,
 }
 
-/// A container of `GET /containers/{id}/json`. `None` without an id.
+impl Summary {
+    /// Whether the engine may be holding the container's lock for its start.
+    pub(super) fn may_be_starting(&self) -> bool {
+        !self
+            .state
+            .as_ref()
+            .is_some_and(|state| matches!(state.as_str(), "running" | "paused" | "dead"))
+    }
+
+    /// Takes the image's name as its user wrote it, where the list only has the image's id.
+    pub(super) fn use_name_of_image(&mut self, name: Option<String>) {
+        let is_id = self
+            .image
+            .as_ref()
+            .is_some_and(|image| image.starts_with("sha256:"));
+        if let Some(name) = name.filter(|_| is_id) {
+            self.image = Field::Is(name);
+        }
+    }
+}
+
+/// A container of `GET /containers/{id}/json`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct Inspection {
+    id: Field<String>,
+    name: Field<String>,
+    pub(super) config: Field<Config>,
+    state: Field<RunState>,
+    host_config: Field<HostConfig>,
+    network_settings: Field<NetworkSettings>,
+    mounts: Field<Vec<Field<Mount>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct Config {
+    pub(super) image: Field<String>,
+    labels: Field<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct RunState {
+    running: Field<bool>,
+    restarting: Field<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct HostConfig {
+    network_mode: Field<String>,
+    pid_mode: Field<String>,
+    privileged: Field<bool>,
+    cap_add: Field<Vec<String>>,
+    cap_drop: Field<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Mount {
+    r#type: Field<String>,
+    source: Field<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct NetworkSettings {
+    networks: Field<BTreeMap<String, Field<EndpointSettings>>>,
+    /// `80/tcp`, with its bindings; null for a port that is only exposed.
+    ports: Field<BTreeMap<String, Field<Vec<Field<PortBinding>>>>>,
+}
+
+/// A port of the list of containers.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct ListedPort {
+    private_port: Field<u16>,
+    public_port: Field<u16>,
+    r#type: Field<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct PortBinding {
+    host_port: Field<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct EndpointSettings {
+    #[serde(rename = "IPAMConfig")]
+    ipam_config: Field<Wish>,
+    #[serde(rename = "NetworkID")]
+    network_id: Field<String>,
+    #[serde(rename = "EndpointID")]
+    endpoint_id: Field<String>,
+    #[serde(rename = "IPAddress")]
+    ip_address: Field<String>,
+    #[serde(rename = "GlobalIPv6Address")]
+    global_ipv6_address: Field<String>,
+    #[serde(rename = "MacAddress")]
+    mac_address: Field<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Wish {
+    #[serde(rename = "IPv4Address")]
+    ipv4_address: Field<String>,
+    #[serde(rename = "IPv6Address")]
+    ipv6_address: Field<String>,
+}
+
+/// A network, listed or inspected.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct NetworkAnswer {
+    id: Field<String>,
+    name: Field<String>,
+    driver: Field<String>,
+    internal: Field<bool>,
+    #[serde(rename = "IPAM")]
+    ipam: Field<Ipam>,
+    options: Field<BTreeMap<String, String>>,
+    labels: Field<BTreeMap<String, String>>,
+    containers: Field<BTreeMap<String, Field<EndpointResource>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Ipam {
+    config: Field<Vec<Field<IpamConfig>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct IpamConfig {
+    subnet: Field<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct EndpointResource {
+    #[serde(rename = "MacAddress")]
+    mac_address: Field<String>,
+    #[serde(rename = "IPv4Address")]
+    ipv4_address: Field<String>,
+    #[serde(rename = "IPv6Address")]
+    ipv6_address: Field<String>,
+}
+
+macro_rules! objects_of_json {
+    ($($name:ty),*) => { $(
+        impl Shaped for $name {
+            fn fits(value: &Value) -> bool {
+                value.is_object()
+            }
+        }
+    )* };
+}
+
+objects_of_json!(
+    Summary,
+    Inspection,
+    Config,
+    RunState,
+    HostConfig,
+    Mount,
+    NetworkSettings,
+    EndpointSettings,
+    Wish,
+    NetworkAnswer,
+    Ipam,
+    IpamConfig,
+    EndpointResource,
+    ListedPort,
+    PortBinding
+);
+
+/// The objects of a list, without those that are none; `None` where there is no list: that is not an empty one.
+pub(super) fn objects<T: DeserializeOwned + Shaped>(answer: Option<Value>) -> Option<Vec<T>> {
+    match answer? {
+        Value::Array(items) => Some(items.into_iter().filter_map(object).collect()),
+        Value::Null => Some(Vec::new()),
+        _ => None,
+    }
+}
+
+/// One object.
+pub(super) fn object<T: DeserializeOwned + Shaped>(answer: Value) -> Option<T> {
+    let object = if T::fits(&answer) {
+        T::deserialize(answer).ok()
+    } else {
+        None
+    };
+    if object.is_none() {
+        warn!("an object of the engine that is none: ignored");
+    }
+    object
+}
+
+/// A container of the list. `None` without an id.
+pub(super) fn listed_container(summary: Summary, names: &NetworkNames, facts: Facts) -> Option<Container> {
+    let id = container_id(summary.id)?;
+    // A state that a future engine may have is no running one; an endpoint in the kernel says otherwise.
+    let state = match summary.state.as_ref().map(String::as_str) {
+        Some("running" | "paused" | "restarting" | "stopping") => Lifecycle::Running,
+        Some("created" | "exited" | "removing" | "dead" | "") | None => Lifecycle::Stopped,
+        Some(other) => {
+            warn!(container = %id, state = shortened(other), "unknown state: taken for a stopped container");
+            Lifecycle::Stopped
+        }
+    };
+    // Legacy links add names of the form `/other/alias`.
+    let name = match summary.names {
+        Field::Is(names) => Field::Is(
+            names
+                .into_iter()
+                .find(|name| !name.trim_start_matches('/').contains('/'))
+                .unwrap_or_default(),
+        ),
+        Field::Absent => Field::Absent,
+        Field::Malformed => Field::Malformed,
+    };
+    let parts = Parts {
+        id,
+        name,
+        image: summary.image,
+        labels: summary.labels,
+        state,
+        mode: mode(summary.host_config),
+        networks: summary.network_settings.unwrap_or_default().networks,
+        published: listed_ports(summary.ports),
+        facts,
+    };
+    Some(container(parts, names))
+}
+
+/// An inspected container. `None` without an id.
 pub(super) fn inspected_container(
-    answer: api::ContainerInspectResponse,
+    answer: Inspection,
     names: &NetworkNames,
+    sockets: &[PathBuf],
 ) -> Option<Container> {
+    let facts = Facts {
+        powers: powers(&answer, sockets),
+        unreadable: answer.config.is_malformed(),
+    };
     let id = container_id(answer.id)?;
     let state = answer.state.unwrap_or_default();
     // A restarting container says `running` and `restarting`, a paused one `running` and `paused`.
-    let state = match state.running.unwrap_or(false) || state.restarting.unwrap_or(false) {
+    let state = match state.running == Field::Is(true) || state.restarting == Field::Is(true) {
         true => Lifecycle::Running,
         false => Lifecycle::Stopped,
     };
     let config = answer.config.unwrap_or_default();
     let settings = answer.network_settings.unwrap_or_default();
-    Some(container(
-        Parts {
-            id,
-            name: answer.name,
-            image: config.image,
-            labels: config.labels,
-            state,
-            mode: answer.host_config.and_then(|config| config.network_mode),
-            networks: settings.networks,
-            published: settings
-                .ports
-                .unwrap_or_default()
-                .iter()
-                .flat_map(inspected_ports)
-                .collect(),
-        },
-        names,
-    ))
+    let parts = Parts {
+        id,
+        name: answer.name,
+        image: config.image,
+        labels: config.labels,
+        state,
+        mode: mode(answer.host_config),
+        networks: settings.networks,
+        published: inspected_ports(settings.ports),
+        facts,
+    };
+    Some(container(parts, names))
+}
+
+fn mode(config: Field<HostConfig>) -> Field<String> {
+    match config {
+        Field::Is(config) => config.network_mode,
+        Field::Absent => Field::Absent,
+        Field::Malformed => Field::Malformed,
+    }
+}
+
+/// What an inspected container may do beyond its network; `None` where the answer does not tell.
+pub(super) fn powers(answer: &Inspection, sockets: &[PathBuf]) -> Option<BTreeSet<Power>> {
+    let config = answer.host_config.as_ref()?;
+    let unknown = config.privileged.is_malformed()
+        || config.pid_mode.is_malformed()
+        || config.cap_add.is_malformed()
+        || config.cap_drop.is_malformed()
+        || answer.mounts.is_malformed();
+    if unknown {
+        warn!("a container whose powers cannot be read");
+        return None;
+    }
+    let list = |field: &Field<Vec<String>>| field.as_ref().cloned().unwrap_or_default();
+    let mut powers: BTreeSet<Power> = Capability::granted(&list(&config.cap_add), &list(&config.cap_drop))
+        .into_iter()
+        .map(Power::Capability)
+        .collect();
+    if config.privileged == Field::Is(true) {
+        powers.insert(Power::Privileged);
+    }
+    if config.pid_mode.as_ref().is_some_and(|mode| mode == "host") {
+        powers.insert(Power::HostProcesses);
+    }
+    for mount in answer.mounts.as_ref().into_iter().flatten() {
+        let mount = mount.as_ref()?;
+        let source = mount.source.as_ref().filter(|source| !source.is_empty());
+        // A volume's source lies in the engine's own directory.
+        let binds = mount.r#type.as_ref().is_none_or(|kind| kind == "bind");
+        if let Some(source) = source.filter(|source| binds && holds_a_socket(source, sockets)) {
+            let mount = shortened(source).to_owned();
+            powers.insert(Power::EngineSocket { mount });
+        }
+    }
+    Some(powers)
+}
+
+/// Whether one of the engine's sockets is at the path or below it.
+fn holds_a_socket(source: &str, sockets: &[PathBuf]) -> bool {
+    let source = resolved(Path::new(source));
+    sockets.iter().any(|socket| resolved(socket).starts_with(&source))
+}
+
+/// `/var/run` is `/run`; `..` and `.` are followed by name.
+fn resolved(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::CurDir => {}
+            other => plain.push(other),
+        }
+    }
+    match plain.strip_prefix("/var/run") {
+        Ok(rest) => Path::new("/run").join(rest),
+        Err(_) => plain,
+    }
 }
 
 /// Whether an inspected container's attachments cannot be told without the names of all networks.
-pub(super) fn needs_names(answer: &api::ContainerInspectResponse) -> bool {
+pub(super) fn needs_names(answer: &Inspection) -> bool {
     let settings = answer.network_settings.as_ref();
     let mut networks = settings
         .and_then(|settings| settings.networks.as_ref())
         .into_iter()
         .flatten();
-    networks.any(|(name, settings)| {
-        let without_id = is_empty(settings.network_id.as_deref());
-        without_id || name == "bridge" && is_empty(settings.endpoint_id.as_deref())
+    networks.any(|(_, settings)| {
+        settings
+            .as_ref()
+            .is_none_or(|settings| is_empty(&settings.network_id))
     })
 }
 
@@ -142,21 +434,29 @@ const OUR_NAMES: &str = "cofferdam-";
 
 /// The wishes of stopped containers for networks with names of ours that are gone.
 pub(super) fn stale_wishes(
-    summaries: &[api::ContainerSummary],
+    summaries: &[Summary],
     networks: &[Network],
 ) -> BTreeMap<ContainerId, BTreeSet<String>> {
     let known: BTreeSet<&str> = networks.iter().map(|network| network.id.0.as_str()).collect();
+    let text = |field: &Field<String>| field.as_ref().cloned().unwrap_or_default();
     let mut stale = BTreeMap::<ContainerId, BTreeSet<String>>::new();
     for summary in summaries {
-        let Some(id) = &summary.id else { continue };
+        let Some(id) = summary.id.as_ref() else { continue };
         let attachments = summary
             .network_settings
             .as_ref()
             .and_then(|it| it.networks.as_ref());
         for (name, settings) in attachments.into_iter().flatten() {
-            let network = settings.network_id.as_deref().unwrap_or_default();
-            let live = !is_empty(settings.endpoint_id.as_deref());
-            if name.starts_with(OUR_NAMES) && !network.is_empty() && !known.contains(network) && !live {
+            let Some(settings) = settings.as_ref() else {
+                continue;
+            };
+            let network = text(&settings.network_id);
+            let live = !text(&settings.endpoint_id).is_empty();
+            if name.starts_with(OUR_NAMES)
+                && !network.is_empty()
+                && !known.contains(network.as_str())
+                && !live
+            {
                 stale
                     .entry(ContainerId(id.clone()))
                     .or_default()
@@ -167,75 +467,104 @@ pub(super) fn stale_wishes(
     stale
 }
 
-/// A published port as the list tells it; one that is only exposed has no public port.
-fn listed_port(port: &api::PortSummary) -> Option<Published> {
-    use api::PortSummaryTypeEnum as Type;
-    let transport = match port.typ? {
-        Type::TCP => Transport::Tcp,
-        Type::UDP => Transport::Udp,
-        Type::SCTP => Transport::Sctp,
-        Type::EMPTY => return None,
+/// The published ports as the list tells them; one that is only exposed has no public port.
+fn listed_ports(ports: Field<Vec<Field<ListedPort>>>) -> BTreeSet<Published> {
+    let published = |port: &ListedPort| {
+        Some(Published {
+            transport: transport(port.r#type.as_ref()?)?,
+            host_port: *port.public_port.as_ref()?,
+            container_port: *port.private_port.as_ref()?,
+        })
     };
-    Some(Published {
-        transport,
-        host_port: port.public_port?,
-        container_port: port.private_port,
-    })
+    let ports = ports.unwrap_or_default();
+    ports
+        .iter()
+        .filter_map(Field::as_ref)
+        .filter_map(published)
+        .collect()
 }
 
-/// The published ports of one entry, `80/tcp`, as inspect tells them.
-fn inspected_ports((port, bindings): (&String, &Option<Vec<api::PortBinding>>)) -> Vec<Published> {
-    let parse = || {
-        let (number, protocol) = port.split_once('/')?;
-        let transport = Transport::ALL.into_iter().find(|it| it.as_str() == protocol)?;
-        Some((number.parse().ok()?, transport))
-    };
-    let Some((container_port, transport)) = parse() else {
-        return Vec::new();
-    };
-    let host_port = |binding: &api::PortBinding| binding.host_port.as_deref()?.parse().ok();
-    let host_ports = bindings.iter().flatten().filter_map(host_port);
-    host_ports
-        .map(|host_port| Published {
-            transport,
-            host_port,
-            container_port,
-        })
-        .collect()
+/// The published ports as inspect tells them.
+fn inspected_ports(ports: Field<BTreeMap<String, Field<Vec<Field<PortBinding>>>>>) -> BTreeSet<Published> {
+    let mut published = BTreeSet::new();
+    for (port, bindings) in ports.unwrap_or_default() {
+        let Some((number, protocol)) = port.split_once('/') else {
+            continue;
+        };
+        let (Ok(container_port), Some(transport)) = (number.parse(), transport(protocol)) else {
+            continue;
+        };
+        for binding in bindings.unwrap_or_default() {
+            let host_port = binding
+                .get()
+                .and_then(|it| it.host_port.get())
+                .and_then(|it| it.parse().ok());
+            published.extend(host_port.map(|host_port| Published {
+                transport,
+                host_port,
+                container_port,
+            }));
+        }
+    }
+    published
+}
+
+fn transport(name: &str) -> Option<Transport> {
+    Transport::ALL.into_iter().find(|it| it.as_str() == name)
 }
 
 /// What list and inspect have in common.
 struct Parts {
     id: ContainerId,
-    name: Option<String>,
-    image: Option<String>,
-    labels: Option<HashMap<String, String>>,
+    name: Field<String>,
+    image: Field<String>,
+    labels: Field<BTreeMap<String, String>>,
     state: Lifecycle,
-    mode: Option<String>,
-    networks: Option<HashMap<String, api::EndpointSettings>>,
+    mode: Field<String>,
+    networks: Field<BTreeMap<String, Field<EndpointSettings>>>,
     published: BTreeSet<Published>,
+    facts: Facts,
+}
+
+/// Docker's own limit for names is far below; what is longer is nonsense and would only fill the memory.
+const LONGEST_NAME: usize = 4096;
+
+/// Whether the engine's answer has such a field but not as it must be.
+fn is_odd(field: &Field<String>) -> bool {
+    field.is_malformed() || field.as_ref().is_some_and(|text| text.len() > LONGEST_NAME)
 }
 
 fn container(parts: Parts, names: &NetworkNames) -> Container {
     let id = parts.id;
+    let mut facts = parts.facts;
+    let odd = [&parts.name, &parts.image, &parts.mode].into_iter().any(is_odd);
+    if odd || parts.labels.is_malformed() {
+        warn!(container = %id, "name, image, labels or network mode cannot be read: denied everything");
+        facts.unreadable = true;
+    }
     let mut endpoints = BTreeMap::new();
-    // Sorted, so that warnings come in the same order each time.
-    for (name, settings) in parts
-        .networks
-        .unwrap_or_default()
-        .into_iter()
-        .collect::<BTreeMap<_, _>>()
-    {
+    if parts.networks.is_malformed() {
+        warn!(container = %id, "its networks cannot be read: attachments ignored");
+    }
+    for (name, settings) in parts.networks.unwrap_or_default() {
         // The networks `host` and `none` carry no packets, and no other network can have these names.
         if name == "host" || name == "none" {
             continue;
         }
-        let network = settings.network_id.as_deref().unwrap_or_default();
+        let settings = match settings {
+            Field::Is(settings) if !settings.network_id.is_malformed() => settings,
+            Field::Absent => EndpointSettings::default(),
+            Field::Is(_) | Field::Malformed => {
+                warn!(container = %id, network = shortened(&name), "malformed attachment: ignored");
+                continue;
+            }
+        };
+        let network = settings.network_id.as_ref().map_or("", String::as_str);
         if let Some(network) = names.resolve(&id, &name, network) {
             endpoints.insert(network, endpoint(&id, &settings));
         }
     }
-    let network_mode = match parts.mode.as_deref() {
+    let network_mode = match parts.mode.as_ref().map(String::as_str) {
         Some("host") => NetworkMode::Host,
         // Disconnected from `none` and connected elsewhere, it still says `none`.
         Some("none") if endpoints.is_empty() => NetworkMode::None,
@@ -252,19 +581,27 @@ fn container(parts: Parts, names: &NetworkNames) -> Container {
         true => Lifecycle::Running,
         false => parts.state,
     };
-    let name = parts.name.unwrap_or_default();
-    let name = name.trim_start_matches('/').to_owned();
+    // What is too long is not kept either.
+    let kept = |field: Field<String>| {
+        if is_odd(&field) {
+            String::new()
+        } else {
+            field.unwrap_or_default()
+        }
+    };
+    let name = kept(parts.name).trim_start_matches('/').to_owned();
     if name.is_empty() {
         warn!(container = %id, "no name: no selector by name can match");
     }
     Container {
         name,
-        image: parts.image.unwrap_or_default(),
-        labels: parts.labels.unwrap_or_default().into_iter().collect(),
+        image: kept(parts.image),
+        labels: parts.labels.unwrap_or_default(),
         lifecycle,
         network_mode,
         endpoints,
         published: parts.published,
+        facts,
         id,
     }
 }
@@ -272,83 +609,85 @@ fn container(parts: Parts, names: &NetworkNames) -> Container {
 /// An attachment as a container tells it. Without an `EndpointID` there is none in the kernel: what is left are the
 /// addresses asked for (`IPAMConfig`, which `network connect` and `--ip` set and a stop keeps). Engine 25+ then puts an
 /// asked-for MAC where the real one stands otherwise.
-fn endpoint(container: &ContainerId, settings: &api::EndpointSettings) -> Endpoint {
-    if is_empty(settings.endpoint_id.as_deref()) {
+fn endpoint(container: &ContainerId, settings: &EndpointSettings) -> Endpoint {
+    if settings.endpoint_id.is_malformed() {
+        return Endpoint::default();
+    }
+    if is_empty(&settings.endpoint_id) {
         let wish = settings.ipam_config.as_ref();
         return Endpoint {
             mac: None,
-            ipv4: wish.and_then(|wish| ipv4(container, wish.ipv4_address.as_deref())),
-            ipv6: wish.and_then(|wish| ipv6(container, wish.ipv6_address.as_deref())),
+            ipv4: wish.and_then(|wish| ipv4(container, &wish.ipv4_address)),
+            ipv6: wish.and_then(|wish| ipv6(container, &wish.ipv6_address)),
         };
     }
     Endpoint {
-        mac: parsed(container, "MAC", settings.mac_address.as_deref()),
-        ipv4: ipv4(container, settings.ip_address.as_deref()),
-        ipv6: ipv6(container, settings.global_ipv6_address.as_deref()),
+        mac: parsed(container, "MAC", &settings.mac_address),
+        ipv4: ipv4(container, &settings.ip_address),
+        ipv6: ipv6(container, &settings.global_ipv6_address),
     }
 }
 
 /// The endpoints of `GET /networks/{id}`. They are all in the kernel, those of starting containers among them.
-pub(super) fn network_endpoints(
-    containers: Option<HashMap<String, api::EndpointResource>>,
+fn network_endpoints(
+    containers: Field<BTreeMap<String, Field<EndpointResource>>>,
 ) -> BTreeMap<ContainerId, Endpoint> {
     let containers = containers.unwrap_or_default().into_iter();
     containers
+        .filter_map(|(id, resource)| Some((id, resource.get()?)))
         // `ep-…` stands for an endpoint that a crash left without a container.
         .filter(|(id, _)| !id.starts_with("ep-"))
         .map(|(id, resource)| {
             let id = ContainerId(id);
             let endpoint = Endpoint {
-                mac: parsed(&id, "MAC", resource.mac_address.as_deref()),
-                ipv4: ipv4(&id, resource.ipv4_address.as_deref()),
-                ipv6: ipv6(&id, resource.ipv6_address.as_deref()),
+                mac: parsed(&id, "MAC", &resource.mac_address),
+                ipv4: ipv4(&id, &resource.ipv4_address),
+                ipv6: ipv6(&id, &resource.ipv6_address),
             };
             (id, endpoint)
         })
         .collect()
 }
 
-/// The parts of a network that its listing and its inspection have in common.
-pub(super) struct NetworkParts {
-    pub(super) id: Option<String>,
-    pub(super) name: Option<String>,
-    pub(super) driver: Option<String>,
-    pub(super) internal: Option<bool>,
-    pub(super) ipam: Option<api::Ipam>,
-    pub(super) options: Option<HashMap<String, String>>,
-    pub(super) labels: Option<HashMap<String, String>>,
-}
-
 /// A network. `None` without an id.
-pub(super) fn network(parts: NetworkParts) -> Option<Network> {
-    let Some(id) = parts.id.filter(|id| !id.is_empty()) else {
-        warn!(name = parts.name, "a network without an id: ignored");
+pub(super) fn network(answer: NetworkAnswer) -> Option<NetworkSnapshot> {
+    let Some(id) = answer.id.get().filter(|id| is_id(id)) else {
+        warn!("a network without an id: ignored");
         return None;
     };
     let id = NetworkId(id);
-    let kind = kind(&id, parts.driver, &parts.options.unwrap_or_default());
-    let configs = parts.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+    let kind = kind(&id, answer.driver.unwrap_or_default(), answer.options);
+    let configs = answer.ipam.unwrap_or_default().config.unwrap_or_default();
     let subnets = configs
         .iter()
-        .filter_map(|config| parsed(&id, "subnet", config.subnet.as_deref()));
-    Some(Network {
-        name: parts.name.unwrap_or_default(),
+        .filter_map(|config| parsed(&id, "subnet", &config.as_ref()?.subnet));
+    let name = Some(answer.name).filter(|name| !is_odd(name));
+    let network = Network {
+        name: name.unwrap_or_default().unwrap_or_default(),
         kind,
         subnets: subnets.collect(),
-        internal: parts.internal.unwrap_or_default(),
-        labels: parts.labels.unwrap_or_default().into_iter().collect(),
+        internal: answer.internal.unwrap_or_default(),
+        labels: answer.labels.unwrap_or_default(),
         id,
+    };
+    Some(NetworkSnapshot {
+        network,
+        endpoints: network_endpoints(answer.containers),
     })
 }
 
-fn kind(id: &NetworkId, driver: Option<String>, options: &HashMap<String, String>) -> NetworkKind {
-    let driver = driver.unwrap_or_default();
+fn kind(id: &NetworkId, driver: String, options: Field<BTreeMap<String, String>>) -> NetworkKind {
     if driver != "bridge" {
         return NetworkKind::Other(driver);
     }
     // The default, as the engine makes it: `br-` and twelve digits of the id. Only `docker0` always has the option.
-    let named = options.get(BRIDGE_NAME).filter(|name| !name.is_empty());
-    let name = named.cloned().unwrap_or_else(|| format!("br-{id}"));
+    if options.is_malformed() {
+        warn!(network = %id, "a bridge network whose options cannot be read: cannot be guarded");
+        return NetworkKind::Other(driver);
+    }
+    let mut options = options.unwrap_or_default();
+    let named = options.remove(BRIDGE_NAME).filter(|name| !name.is_empty());
+    let name = named.unwrap_or_else(|| format!("br-{id}"));
     match name.parse() {
         Ok(name) => NetworkKind::Bridge(name),
         Err(error) => {
@@ -358,48 +697,69 @@ fn kind(id: &NetworkId, driver: Option<String>, options: &HashMap<String, String
     }
 }
 
-fn container_id(id: Option<String>) -> Option<ContainerId> {
-    let id = id.filter(|id| !id.is_empty()).map(ContainerId);
+/// Ids stand in the paths of requests, and are nothing but hexadecimal digits.
+pub(super) fn is_id(text: &str) -> bool {
+    const LONGEST: usize = 128;
+    (1..=LONGEST).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+fn container_id(id: Field<String>) -> Option<ContainerId> {
+    let id = id.get().filter(|id| is_id(id)).map(ContainerId);
     if id.is_none() {
         warn!("a container without an id: ignored");
     }
     id
 }
 
-fn is_empty(text: Option<&str>) -> bool {
-    text.is_none_or(str::is_empty)
+fn is_empty(text: &Field<String>) -> bool {
+    text.as_ref().is_none_or(String::is_empty)
 }
 
 /// The value of a field that may be missing or empty; what is malformed is warned of.
-fn parsed<T>(object: &dyn Display, field: &str, text: Option<&str>) -> Option<T>
+fn parsed<T>(object: &dyn Display, field: &str, text: &Field<String>) -> Option<T>
 where
     T: FromStr,
     T::Err: Display,
 {
-    let text = text.filter(|text| !text.is_empty())?;
+    if text.is_malformed() {
+        warn!(%object, field, "malformed answer of the engine: field ignored");
+    }
+    parse(object, field, text.as_ref()?)
+}
+
+fn parse<T>(object: &dyn Display, field: &str, text: &str) -> Option<T>
+where
+    T: FromStr,
+    T::Err: Display,
+{
+    if text.is_empty() {
+        return None;
+    }
     match text.parse() {
         Ok(value) => Some(value),
-        Err(error) => {
-            warn!(%object, field, value = text, %error, "malformed answer of the engine: field ignored");
+        Err(_) => {
+            let value = shortened(text);
+            warn!(%object, field, value, "malformed answer of the engine: field ignored");
             None
         }
     }
 }
 
 /// An address with or without `/prefix`; the engine writes both, and an unspecified one for none.
-fn address(object: &dyn Display, field: &str, text: Option<&str>) -> Option<IpAddr> {
-    let text = text.map(|text| text.split_once('/').map_or(text, |(address, _)| address));
-    parsed::<IpAddr>(object, field, text).filter(|address| !address.is_unspecified())
+fn address(object: &dyn Display, field: &str, text: &Field<String>) -> Option<IpAddr> {
+    let text = text.as_ref()?;
+    let text = text.split_once('/').map_or(text.as_str(), |(address, _)| address);
+    parse::<IpAddr>(object, field, text).filter(|address| !address.is_unspecified())
 }
 
-fn ipv4(object: &dyn Display, text: Option<&str>) -> Option<Ipv4Addr> {
+fn ipv4(object: &dyn Display, text: &Field<String>) -> Option<Ipv4Addr> {
     match address(object, "IPv4 address", text)? {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(other) => wrong_family(object, "IPv4 address", other.into()),
     }
 }
 
-fn ipv6(object: &dyn Display, text: Option<&str>) -> Option<Ipv6Addr> {
+fn ipv6(object: &dyn Display, text: &Field<String>) -> Option<Ipv6Addr> {
     match address(object, "IPv6 address", text)? {
         IpAddr::V6(address) => Some(address),
         IpAddr::V4(other) => wrong_family(object, "IPv6 address", other.into()),

@@ -13,8 +13,10 @@ use ipnet::IpNet;
 use crate::net::{IfName, Mac, Transport};
 
 pub mod links;
+mod powers;
 mod state;
 
+pub use powers::{Capability, Facts, Power};
 pub use state::{Changes, Inventory, Listing};
 
 /// The label that every network of ours carries, with the value `true`.
@@ -79,6 +81,8 @@ pub struct Container {
     /// One for each network that it is attached to, or will be at its start.
     pub endpoints: BTreeMap<NetworkId, Endpoint>,
     pub published: BTreeSet<Published>,
+    /// What else was read of it.
+    pub facts: Facts,
 }
 
 /// A port that is published on the host, whatever address of the host it is bound to.

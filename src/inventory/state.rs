@@ -91,7 +91,10 @@ impl Inventory {
     /// Replaces everything by a full reading. Whatever was seen before it is forgotten, early endpoints too, so
     /// the reading has to be applied before the events that came in while it was made.
     pub fn reset(&mut self, listing: Listing) -> Changes {
-        let containers = by_id(listing.containers, |container| container.id.clone());
+        let mut containers = by_id(listing.containers, |container| container.id.clone());
+        for container in containers.values_mut() {
+            self.complete(container);
+        }
         let networks = by_id(listing.networks, |network| network.id.clone());
         let changes = Changes {
             containers: differing(&self.containers, &containers),
@@ -116,12 +119,21 @@ impl Inventory {
                 container.endpoints.insert(network, endpoint);
             }
         }
+        self.complete(&mut container);
         if self.containers.get(&container.id) == Some(&container) {
             return Changes::default();
         }
         let changes = Changes::of_container(&container.id);
         self.containers.insert(container.id.clone(), container);
         changes
+    }
+
+    /// A container's powers never change: what was read once holds where the new reading could not tell.
+    fn complete(&self, container: &mut Container) {
+        if container.facts.powers.is_none() {
+            let known = self.containers.get(&container.id);
+            container.facts.powers = known.and_then(|known| known.facts.powers.clone());
+        }
     }
 
     /// Forgets a container with its endpoints.

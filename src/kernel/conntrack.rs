@@ -224,7 +224,7 @@ fn conntrack_message(family: Family, message_type: u8, attributes: Vec<DefaultNl
     )
 }
 
-fn parse_flow(family: Family, payload: &[u8]) -> Option<Flow> {
+pub(super) fn parse_flow(family: Family, payload: &[u8]) -> Option<Flow> {
     let original = attribute(payload, CTA_TUPLE_ORIG)?;
     Some(Flow {
         family,

@@ -400,13 +400,13 @@ impl fmt::Display for KeyText<'_> {
 }
 
 /// An element as the kernel lists it.
-struct Listed {
-    key: Vec<u8>,
+pub(super) struct Listed {
+    pub(super) key: Vec<u8>,
     is_end: bool,
     target: Option<ChainName>,
 }
 
-fn listed_elements(payload: &[u8]) -> Vec<Listed> {
+pub(super) fn listed_elements(payload: &[u8]) -> Vec<Listed> {
     const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
     let list = attribute(payload, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
     attributes(list)
@@ -457,7 +457,7 @@ fn counters_request() -> NetfilterMessage {
     message(NetfilterProtoFamily::Inet, NfTablesMessage::GetObject(attributes))
 }
 
-fn parse_counter(payload: &[u8]) -> Option<(CounterName, Counter)> {
+pub(super) fn parse_counter(payload: &[u8]) -> Option<(CounterName, Counter)> {
     const NFTA_COUNTER_BYTES: u16 = 1;
     const NFTA_COUNTER_PACKETS: u16 = 2;
     let data = attribute(payload, NFTA_OBJ_DATA)?;
@@ -472,7 +472,7 @@ fn parse_counter(payload: &[u8]) -> Option<(CounterName, Counter)> {
 }
 
 /// The kernel cannot filter a listing of chains by table: what is not ours is passed over at its first attribute.
-fn parse_base_chain(payload: &[u8]) -> Option<(ChainName, Hook)> {
+pub(super) fn parse_base_chain(payload: &[u8]) -> Option<(ChainName, Hook)> {
     const NFTA_CHAIN_TABLE: u16 = 1;
     const NFTA_CHAIN_NAME: u16 = 3;
     const NFTA_CHAIN_HOOK: u16 = 4;

@@ -167,6 +167,13 @@ impl Reading {
     }
 }
 
+/// The generations among the messages of one datagram.
+#[cfg(any(test, feature = "testkit"))]
+pub(super) fn generations(datagram: &[u8]) -> impl Iterator<Item = Generation> {
+    let mut reading = Reading::default();
+    messages(datagram).filter_map(move |received| reading.take(received))
+}
+
 /// What an announced object is of our tables. Its table's name is the first attribute of every kind.
 fn touched(received: &Received<'_>) -> Option<Touched> {
     const NAME_OF_TABLE: u16 = 1;

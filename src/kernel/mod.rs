@@ -23,5 +23,7 @@ pub mod nft;
 pub mod privilege;
 pub mod render;
 mod statements;
+#[cfg(any(test, feature = "testkit"))]
+pub(crate) mod untrusted;
 
 pub use netlink::NetlinkError;

@@ -66,11 +66,29 @@ pub enum Standing {
     /// No service selects it.
     Unmanaged,
     /// Services of two segments claim it: it is denied everything.
+    /// Also what could not be read well enough to tell its services; then the set is empty.
     Quarantined(BTreeSet<ServiceId>),
+    /// It cannot be held to its rights, and the settings say that it is cut then: it is denied everything.
+    Isolated(Identity),
+}
+
+impl Standing {
+    /// The services that claim the container; `None` where no rule is about it.
+    pub fn services(&self) -> Option<&BTreeSet<ServiceId>> {
+        match self {
+            Self::Managed(identity) | Self::Isolated(identity) => Some(identity.services()),
+            Self::Quarantined(services) => Some(services),
+            Self::Unmanaged => None,
+        }
+    }
 }
 
 /// The standing of a container under a policy.
 pub fn standing(policy: &Policy, container: &Container) -> Standing {
+    // What it is called decides its rights. To go on without a part of that could widen them.
+    if container.facts.unreadable {
+        return Standing::Quarantined(BTreeSet::new());
+    }
     let subject = Subject {
         name: &container.name,
         image: &container.image,

@@ -9,7 +9,7 @@ mod unenforceable;
 
 pub use identity::{Identity, Standing, standing};
 pub use networks::{Attachment, Role, ServiceNetwork, guarded_networks, owner, service_networks};
-pub use unenforceable::{Unenforceable, unenforceable};
+pub use unenforceable::{Finding, OnUnenforceable, Unenforceable, is_to_be_cut, unenforceable};
 
 use crate::policy::Policy;
 
@@ -31,4 +31,5 @@ pub enum Unmanaged {
 pub struct Rights {
     pub policy: Policy,
     pub unmanaged: Unmanaged,
+    pub unenforceable: OnUnenforceable,
 }

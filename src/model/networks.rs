@@ -59,7 +59,9 @@ pub fn service_networks(
         if container.network_mode != NetworkMode::Own {
             continue;
         }
-        if let Some(Standing::Managed(identity)) = standings.get(&container.id) {
+        // One that is cut stays where it is, so that it goes on as before should the cut end.
+        if let Some(Standing::Managed(identity) | Standing::Isolated(identity)) = standings.get(&container.id)
+        {
             for service in identity.services() {
                 by_service.entry(service).or_default().push(container);
             }

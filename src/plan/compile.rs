@@ -14,7 +14,7 @@ use super::names::{self, chain};
 use super::ruleset::{Addresses, Chain, Rule, Ruleset, SetSpec, Side, Statement, Table, TableFamily};
 use super::skeleton::{address_key, bridge_table, goto, inet_skeleton, rule};
 use crate::model::{Identity, Rights};
-use crate::net::{AddressSet, Family};
+use crate::net::{AddressSet, Family, PortRange, Transport};
 use crate::policy::{Edge, Peer, Ports, ServiceId};
 
 /// What the host's settings say of the rules.
@@ -246,7 +246,7 @@ fn edge_rules(prefix: &[Statement], edge: &Edge) -> Vec<Rule> {
             })
             .collect();
         if !transports.is_empty() {
-            matches.push(Some(Statement::Ports(transports)));
+            matches.push(Some(Statement::Ports(merged(&transports))));
         }
         matches.extend(
             Family::ALL
@@ -271,6 +271,21 @@ fn edge_rules(prefix: &[Statement], edge: &Edge) -> Vec<Rule> {
         .collect()
 }
 
+/// The same ports in ranges that do not overlap: the kernel refuses a set with such ranges (`File exists`).
+fn merged(ports: &BTreeSet<(Transport, PortRange)>) -> BTreeSet<(Transport, PortRange)> {
+    let mut merged: Vec<(Transport, PortRange)> = Vec::new();
+    // In order: by protocol, then by first port.
+    for (transport, range) in ports {
+        match merged.last_mut() {
+            Some((of, last)) if of == transport && range.first <= last.last.saturating_add(1) => {
+                last.last = last.last.max(range.last);
+            }
+            _ => merged.push((*transport, *range)),
+        }
+    }
+    merged.into_iter().collect()
+}
+
 /// `icmp type { 8 }`, or `meta l4proto icmp` where every type is open; `None` where the edge opens none.
 fn icmp(family: Family, ports: &BTreeSet<Ports>) -> Option<Statement> {
     if ports.contains(&Ports::Icmp(None)) {
@@ -285,5 +300,28 @@ fn icmp(family: Family, ports: &BTreeSet<Ports>) -> Option<Statement> {
         None
     } else {
         Some(Statement::Icmp(family, Some(types)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_overlap_become_one() {
+        let range = |first, last| PortRange { first, last };
+        let (tcp, udp) = (Transport::Tcp, Transport::Udp);
+        let given = [
+            (tcp, range(80, 80)),
+            (tcp, range(79, 81)),
+            (tcp, range(82, 82)),
+            (tcp, range(90, 95)),
+            (tcp, range(91, 92)),
+            (udp, PortRange::ALL),
+            (udp, range(53, 53)),
+            (udp, range(65535, 65535)),
+        ];
+        let expected = [(tcp, range(79, 82)), (tcp, range(90, 95)), (udp, PortRange::ALL)];
+        assert_eq!(merged(&given.into()), expected.into());
     }
 }

@@ -62,7 +62,7 @@ impl View<'_> {
                         .for_each(|address| self.no_rights(*address, &mut claim));
                 }
                 // No rights and no proof: nothing of it passes.
-                Standing::Quarantined(_) => continue,
+                Standing::Quarantined(_) | Standing::Isolated(_) => continue,
             }
             self.binding(&container.id, &network.id, bridge, endpoint, &mut claim);
         }

@@ -27,12 +27,12 @@ pub struct Addresses<'a> {
 }
 
 impl<'a> Addresses<'a> {
-    /// The party behind an address; `None` where it is quarantined and has no rights.
+    /// The party behind an address; `None` where it is quarantined or isolated and has no rights.
     fn party(&self, address: IpAddr) -> Option<Party<'a>> {
         match self.containers.get(&address) {
             Some(Standing::Managed(identity)) => Some(Party::Services(identity.services())),
             Some(Standing::Unmanaged) => Some(Party::Unmanaged),
-            Some(Standing::Quarantined(_)) => None,
+            Some(Standing::Quarantined(_) | Standing::Isolated(_)) => None,
             None if self.host.contains(&address) => Some(Party::Host),
             None => Some(Party::Outside(address)),
         }
@@ -53,7 +53,7 @@ impl<'a> Addresses<'a> {
     fn is_governed(&self, address: IpAddr) -> bool {
         matches!(
             self.containers.get(&address),
-            Some(Standing::Managed(_) | Standing::Quarantined(_))
+            Some(Standing::Managed(_) | Standing::Quarantined(_) | Standing::Isolated(_))
         )
     }
 }

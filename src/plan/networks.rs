@@ -90,6 +90,12 @@ pub enum NetworkStep {
         name: String,
         container: ContainerId,
     },
+    /// A container that cannot be held to its rights.
+    Stop {
+        container: ContainerId,
+        name: String,
+        reason: String,
+    },
 }
 
 /// What a step works on: no two steps with the same subject are under way at once.
@@ -99,6 +105,7 @@ pub enum Subject {
     Network(NetworkId),
     Attachment(NetworkId, ContainerId),
     Wish(String, ContainerId),
+    Container(ContainerId),
 }
 
 impl NetworkStep {
@@ -108,6 +115,7 @@ impl NetworkStep {
             Self::Create { service, .. } => Subject::Service(service.clone()),
             Self::Remove { network, .. } => Subject::Network(network.clone()),
             Self::Forget { name, container } => Subject::Wish(name.clone(), container.clone()),
+            Self::Stop { container, .. } => Subject::Container(container.clone()),
             Self::Attach {
                 network, container, ..
             }
@@ -127,13 +135,15 @@ pub struct Allocator {
 impl Allocator {
     /// The next free host number of a network: 1 is the gateway's, the highest the broadcast's.
     fn next(&mut self, network: &NetworkId, subnet: Ipv4Net, used: &BTreeSet<u32>) -> Option<u32> {
-        let highest = u32::from(subnet.broadcast()) - u32::from(subnet.network()) - 1;
+        let size = u32::from(subnet.broadcast()) - u32::from(subnet.network());
+        // A network that carries our mark but was made by others may have a subnet of one address.
+        let highest = size.saturating_sub(1);
         let last = self
             .last
             .get(network)
             .copied()
             .unwrap_or_else(|| used.last().copied().unwrap_or(1));
-        let host = (last + 1..=highest)
+        let host = (last.saturating_add(1)..=highest)
             .chain(2..=last.min(highest))
             .find(|host| !used.contains(host))?;
         self.last.insert(network.clone(), host);
@@ -285,7 +295,8 @@ fn created_subnets(step: &NetworkStep) -> Vec<IpNet> {
         NetworkStep::Attach { .. }
         | NetworkStep::Detach { .. }
         | NetworkStep::Remove { .. }
-        | NetworkStep::Forget { .. } => Vec::new(),
+        | NetworkStep::Forget { .. }
+        | NetworkStep::Stop { .. } => Vec::new(),
     }
 }
 
@@ -307,17 +318,22 @@ fn attach(
         IpNet::V6(net) => Some(*net),
         IpNet::V4(_) => None,
     });
-    let number = |address: Ipv4Addr| u32::from(address).wrapping_sub(u32::from(subnet.network()));
+    // `None` for an address of another subnet.
+    let number = |address: Ipv4Addr| {
+        subnet
+            .contains(&address)
+            .then(|| u32::from(address) - u32::from(subnet.network()))
+    };
     let mut used: BTreeSet<u32> = inventory
         .containers()
         .values()
         .filter_map(|container| container.endpoints.get(&network.id)?.ipv4)
-        .map(number)
+        .filter_map(number)
         .collect();
     used.extend(busy.values().filter_map(|step| match step {
         NetworkStep::Attach {
             network: of, ipv4, ..
-        } if *of == network.id => Some(number(*ipv4)),
+        } if *of == network.id => number(*ipv4),
         _ => None,
     }));
     for (container, attachment) in &wanted.members {
@@ -336,7 +352,10 @@ fn attach(
             network: network.id.clone(),
             container: container.clone(),
             ipv4: Ipv4Addr::from(u32::from(subnet.network()) + host),
-            ipv6: ipv6.map(|net| Ipv6Addr::from(u128::from(net.network()) + u128::from(host))),
+            ipv6: ipv6.and_then(|net| {
+                let address = u128::from(net.network()).checked_add(u128::from(host))?;
+                Some(Ipv6Addr::from(address)).filter(|address| net.contains(address))
+            }),
             aliases: attachment.aliases.clone(),
         });
     }

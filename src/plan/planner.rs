@@ -20,7 +20,8 @@ use crate::inventory::{
     Changes, Container, ContainerId, Endpoint, Inventory, Lifecycle, Listing, Network, NetworkId, NetworkKind,
 };
 use crate::model::{
-    Identity, Rights, Role, ServiceNetwork, Standing, guarded_networks, owner, service_networks, standing,
+    Finding, Identity, OnUnenforceable, Rights, Role, ServiceNetwork, Standing, guarded_networks,
+    is_to_be_cut, owner, service_networks, standing, unenforceable,
 };
 use crate::net::IfName;
 use crate::policy::ServiceId;
@@ -538,7 +539,7 @@ impl Planner {
     pub fn plan(&mut self) -> Plan {
         self.refresh();
         let (ended, kernel) = self.kernel_step();
-        let (networks, exhausted) = network_steps(
+        let (mut networks, exhausted) = network_steps(
             &self.service_networks,
             &self.inventory,
             &self.pools,
@@ -547,6 +548,7 @@ impl Planner {
             &self.busy,
             &self.stale,
         );
+        networks.extend(self.stops());
         self.find_homes();
         let links = self.link_steps();
         Plan {
@@ -558,6 +560,33 @@ impl Planner {
             networks,
             exhausted,
         }
+    }
+
+    /// Every container that cannot be held to its rights, or that voids others'.
+    pub fn unenforceable(&self) -> BTreeMap<ContainerId, Vec<Finding>> {
+        unenforceable(self.rights.unenforceable, &self.inventory, &self.standings)
+    }
+
+    /// The containers that the engine is to stop.
+    fn stops(&self) -> Vec<NetworkStep> {
+        if self.rights.unenforceable != OnUnenforceable::Stop {
+            return Vec::new();
+        }
+        let found = self.unenforceable().into_iter();
+        let stops = found.filter_map(|(id, findings)| {
+            let voids: Vec<String> = findings
+                .iter()
+                .filter(|finding| finding.is_acted_upon && finding.is_running)
+                .map(|finding| finding.what.to_string())
+                .collect();
+            let step = NetworkStep::Stop {
+                name: self.inventory.container(&id)?.name.clone(),
+                container: id,
+                reason: voids.join("; "),
+            };
+            (!voids.is_empty() && !self.busy.contains_key(&step.subject())).then_some(step)
+        });
+        stops.collect()
     }
 
     fn kernel_step(&self) -> (Vec<ElementChange>, KernelStep) {
@@ -719,7 +748,9 @@ impl Planner {
         }
         let mut everything = dirty.everything;
         self.find_occupants();
-        self.refresh_standings(everything, &dirty.containers);
+        let mut containers = dirty.containers;
+        let restated = self.refresh_standings(everything, &containers);
+        containers.extend(restated);
         let guarded = self.guard();
         let mut networks = dirty.networks;
         networks.extend(guarded.symmetric_difference(&self.guarded).cloned());
@@ -727,7 +758,7 @@ impl Planner {
         self.guarded = guarded;
         everything |= self.refresh_structure(dirty.everything);
         self.service_networks = service_networks(&self.rights.policy, &self.inventory, &self.standings);
-        self.refresh_claims(everything, &dirty.containers, &networks);
+        self.refresh_claims(everything, &containers, &networks);
     }
 
     /// Learns whose the namespaces are, on every bridge: a network that is not guarded today may be tomorrow. What the engine
@@ -747,17 +778,34 @@ impl Planner {
         }
     }
 
-    fn refresh_standings(&mut self, everything: bool, containers: &BTreeSet<ContainerId>) {
+    /// Returns the containers that stand differently now and were not among those that changed.
+    fn refresh_standings(
+        &mut self,
+        everything: bool,
+        containers: &BTreeSet<ContainerId>,
+    ) -> BTreeSet<ContainerId> {
+        let mut restated = BTreeSet::new();
         self.standings
             .retain(|id, _| self.inventory.container(id).is_some());
+        let cuts = self.rights.unenforceable != OnUnenforceable::Report;
         for container in self.inventory.containers().values() {
-            if everything || containers.contains(&container.id) {
-                let now = standing(&self.rights.policy, container);
+            // Whether a container is cut depends on its networks, too.
+            if everything || cuts || containers.contains(&container.id) {
+                let now = match standing(&self.rights.policy, container) {
+                    Standing::Managed(identity) if cuts && is_to_be_cut(&self.inventory, container) => {
+                        Standing::Isolated(identity)
+                    }
+                    other => other,
+                };
                 let before = self.standings.insert(container.id.clone(), now.clone());
                 // A container that was known and now stands differently: what it opened is held against its new rights.
-                self.sweep |= before.is_some_and(|before| before != now);
+                if before.is_some_and(|before| before != now) {
+                    self.sweep = true;
+                    restated.insert(container.id.clone());
+                }
             }
         }
+        restated
     }
 
     /// A network stays guarded while it exists: its next container may be a managed one.
@@ -775,7 +823,7 @@ impl Planner {
     fn refresh_structure(&mut self, everything: bool) -> bool {
         let present = self.standings.values().filter_map(|standing| match standing {
             Standing::Managed(identity) => Some(identity),
-            Standing::Unmanaged | Standing::Quarantined(_) => None,
+            Standing::Unmanaged | Standing::Quarantined(_) | Standing::Isolated(_) => None,
         });
         if !everything && present.clone().all(|identity| self.structure.knows(identity)) {
             return false;

@@ -36,11 +36,11 @@ pub(crate) struct Daemon {
     log: PathBuf,
     process: Option<Child>,
     pub(crate) life: Life,
+    /// What `run` is given besides the paths.
+    pub(crate) arguments: Vec<String>,
     pub(crate) nft_broken: bool,
     /// An invalid file lies beside the valid ones, so the daemon cannot be content.
     invalid: bool,
-    /// More arguments for `cofferdam run`.
-    pub(crate) arguments: Vec<String>,
     /// Another program than the product, and where that is to die: `COFFERDAM_FAULT`.
     pub(crate) faulty: Option<(PathBuf, String)>,
     /// The last policy that is valid, by `check`.
@@ -71,9 +71,9 @@ impl Daemon {
             log,
             process: None,
             life,
+            arguments: Vec::new(),
             nft_broken: false,
             invalid: false,
-            arguments: Vec::new(),
             faulty: None,
             revision: None,
         };

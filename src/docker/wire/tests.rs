@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -26,7 +27,12 @@ fn listed(state: &str, mode: &str, networks: Value) -> Container {
         "Id": CONTAINER, "Names": ["/web/db", "/c1"], "Image": "postgres:16", "State": state,
         "Labels": {"app": "db"}, "HostConfig": {"NetworkMode": mode}, "NetworkSettings": {"Networks": networks},
     });
-    listed_container(serde_json::from_value(summary).unwrap(), &names()).unwrap()
+    listed_container(
+        serde_json::from_value(summary).unwrap(),
+        &names(),
+        Facts::default(),
+    )
+    .unwrap()
 }
 
 fn running(network: &str) -> Value {
@@ -130,17 +136,17 @@ fn malformed_fields_narrow() {
     let container = listed("running", "plain", json!({ "plain": odd }));
     assert_eq!(container.endpoints[&NetworkId(PLAIN.into())], Endpoint::default());
 
-    assert!(listed_container(api::ContainerSummary::default(), &names()).is_none());
-    assert!(inspected_container(api::ContainerInspectResponse::default(), &names()).is_none());
+    assert!(listed_container(Summary::default(), &names(), Facts::default()).is_none());
+    assert!(inspected_container(Inspection::default(), &names(), &[]).is_none());
     let bare = serde_json::from_value(json!({ "Id": CONTAINER })).unwrap();
-    let bare = listed_container(bare, &names()).unwrap();
+    let bare = listed_container(bare, &names(), Facts::default()).unwrap();
     assert_eq!((bare.name.as_str(), bare.image.as_str()), ("", ""));
     assert_eq!(bare.lifecycle, Lifecycle::Stopped);
 }
 
 #[test]
 fn an_inspected_container_says_what_its_user_wrote() {
-    let answer = |running: bool, restarting: bool| -> api::ContainerInspectResponse {
+    let answer = |running: bool, restarting: bool| -> Inspection {
         serde_json::from_value(json!({
             "Id": CONTAINER, "Name": "/c1", "Image": "sha256:da38",
             "State": {"Status": "running", "Running": running, "Restarting": restarting},
@@ -150,11 +156,11 @@ fn an_inspected_container_says_what_its_user_wrote() {
         .unwrap()
     };
     assert!(needs_names(&answer(false, false)));
-    let container = inspected_container(answer(false, true), &names()).unwrap();
+    let container = inspected_container(answer(false, true), &names(), &[]).unwrap();
     assert_eq!(container.image, "postgres:16");
     assert_eq!(container.name, "c1");
     assert_eq!(container.lifecycle, Lifecycle::Running);
-    let container = inspected_container(answer(false, false), &names()).unwrap();
+    let container = inspected_container(answer(false, false), &names(), &[]).unwrap();
     assert_eq!(container.lifecycle, Lifecycle::Stopped);
 }
 
@@ -166,7 +172,10 @@ fn endpoints_of_a_network() {
         "ep-0123": {"Name": "ghost", "EndpointID": "0123", "MacAddress": "02:42:0a:09:00:03",
             "IPv4Address": "10.9.0.3/24", "IPv6Address": ""},
     });
-    let endpoints = network_endpoints(serde_json::from_value(containers).unwrap());
+    let answer = json!({"Id": PLAIN, "Containers": containers});
+    let endpoints = network(serde_json::from_value(answer).unwrap())
+        .unwrap()
+        .endpoints;
     let expected = Endpoint {
         mac: Some(Mac([2, 0x42, 10, 9, 0, 2])),
         ipv4: Some([10, 9, 0, 2].into()),
@@ -176,23 +185,14 @@ fn endpoints_of_a_network() {
         endpoints,
         BTreeMap::from([(ContainerId(CONTAINER.into()), expected)])
     );
-    assert!(network_endpoints(None).is_empty());
 }
 
 fn bridge(driver: &str, options: Value) -> NetworkKind {
-    let parts = NetworkParts {
-        id: Some(PLAIN.into()),
-        name: Some("plain".into()),
-        driver: Some(driver.into()),
-        internal: None,
-        ipam: serde_json::from_value(
-            json!({"Config": [{"Subnet": "172.18.0.0/16"}, {"Subnet": "nonsense"}, {"Subnet": ""}, {}]}),
-        )
-        .unwrap(),
-        options: serde_json::from_value(options).unwrap(),
-        labels: None,
-    };
-    let network = network(parts).unwrap();
+    let answer = json!({
+        "Id": PLAIN, "Name": "plain", "Driver": driver, "Options": options,
+        "IPAM": {"Config": [{"Subnet": "172.18.0.0/16"}, {"Subnet": "nonsense"}, {"Subnet": ""}, {}, {"Subnet": 5}]},
+    });
+    let network = network(serde_json::from_value(answer).unwrap()).unwrap().network;
     assert_eq!(network.subnets, ["172.18.0.0/16".parse().unwrap()]);
     assert!(!network.internal);
     network.kind
@@ -216,4 +216,272 @@ fn interfaces_of_networks() {
     );
     assert_eq!(bridge("macvlan", json!({})), NetworkKind::Other("macvlan".into()));
     assert_eq!(bridge("", json!({})), NetworkKind::Other(String::new()));
+}
+
+/// The list as `GET /containers/json` answers it.
+fn list(items: Value) -> Vec<Container> {
+    let summaries: Vec<Summary> = objects(Some(items)).unwrap();
+    let containers = summaries
+        .into_iter()
+        .filter_map(|summary| listed_container(summary, &names(), Facts::default()));
+    containers.collect()
+}
+
+#[test]
+fn one_container_from_the_future_does_not_hide_the_others() {
+    let plain = |id: &str, state: Value, labels: Value| {
+        json!({
+            "Id": id, "Names": ["/c"], "Image": "i", "State": state, "Labels": labels,
+            "HostConfig": {"NetworkMode": "plain"}, "NetworkSettings": {"Networks": {"plain": waiting("", Value::Null)}},
+        })
+    };
+    let listed = list(json!([
+        plain("a1", json!("running"), json!({})),
+        plain("a2", json!("hibernating"), json!({})),
+        plain("a3", json!(-7), json!({})),
+        plain("a4", json!("running"), json!({"app": 5})),
+        "not an object", 17, null, [],
+        {"Id": 5}, {"Id": ""}, {"Id": "../../images"}, {"Id": "x".repeat(10_000_000)},
+        {"Id": "a5", "Names": ["/".to_owned() + &"n".repeat(10_000_000)], "Image": {"a": 1}},
+        {"Id": "a6", "Names": "c", "HostConfig": {"NetworkMode": ["host"]}, "NetworkSettings": {"Networks": 5}},
+    ]));
+    let seen: Vec<_> = listed
+        .iter()
+        .map(|it| {
+            (
+                it.id.0.as_str(),
+                it.lifecycle,
+                it.facts.unreadable,
+                it.endpoints.len(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("a1", Lifecycle::Running, false, 1),
+            ("a2", Lifecycle::Stopped, false, 1),
+            ("a3", Lifecycle::Stopped, false, 1),
+            ("a4", Lifecycle::Running, true, 1),
+            ("a5", Lifecycle::Stopped, true, 0),
+            ("a6", Lifecycle::Stopped, true, 0),
+        ]
+    );
+    assert!(listed.iter().all(|it| it.name.len() <= LONGEST_NAME));
+    assert!(objects::<Summary>(Some(Value::Null)).unwrap().is_empty());
+    for no_list in [Some(json!({"message": "no"})), Some(json!("[]")), None] {
+        assert!(
+            objects::<Summary>(no_list).is_none(),
+            "everything gone is not what it says"
+        );
+    }
+}
+
+#[test]
+fn half_an_attachment_has_no_rights() {
+    for (field, value) in [
+        ("NetworkID", json!(5)),
+        ("EndpointID", json!({})),
+        ("MacAddress", json!(-1)),
+        ("MacAddress", json!("02:42:ac:12:00:02:07:08")),
+    ] {
+        let mut odd = running(PLAIN);
+        odd[field] = value;
+        let container = listed("created", "plain", json!({ "plain": odd }));
+        assert!(container.endpoints.values().all(|it| !it.is_live()), "{field}");
+    }
+    assert!(
+        listed("running", "plain", json!({"plain": 5, "cofferdam-a-b": []}))
+            .endpoints
+            .is_empty()
+    );
+    // What the engine writes for a network without settings of its own.
+    assert_eq!(
+        listed("created", "plain", json!({ "plain": null }))
+            .endpoints
+            .len(),
+        1
+    );
+}
+
+fn inspected(host_config: Value, mounts: Value) -> Option<BTreeSet<Power>> {
+    let answer = json!({"Id": CONTAINER, "Name": "/c", "HostConfig": host_config, "Mounts": mounts});
+    let sockets = ["/run/docker.sock", "/srv/engine/docker.sock"].map(PathBuf::from);
+    let answer = serde_json::from_value(answer).unwrap();
+    inspected_container(answer, &names(), &sockets)
+        .unwrap()
+        .facts
+        .powers
+}
+
+#[rstest]
+#[case(json!({}), json!([]), &[])]
+#[case(json!({"Privileged": true}), json!(null), &[Power::Privileged])]
+#[case(json!({"CapAdd": ["CAP_NET_ADMIN"], "PidMode": ""}), json!([]), &[Power::Capability(Capability::NetAdmin)])]
+#[case(json!({"CapAdd": ["NET_RAW"], "PidMode": "container:x"}), json!([]), &[])]
+#[case(json!({"PidMode": "host"}), json!([]), &[Power::HostProcesses])]
+fn powers_of_an_inspected_container(#[case] config: Value, #[case] mounts: Value, #[case] powers: &[Power]) {
+    assert_eq!(inspected(config, mounts), Some(powers.iter().cloned().collect()));
+}
+
+#[rstest]
+#[case("/var/run/docker.sock", true)]
+#[case("/run/docker.sock", true)]
+#[case("/var/run", true)]
+#[case("/run/", true)]
+#[case("/", true)]
+#[case("/srv/engine", true)]
+#[case("/srv/./engine/../engine/docker.sock", true)]
+#[case("/srv/engine2", false)]
+#[case("/run/docker", false)]
+#[case("/var/lib", false)]
+#[case("", false)]
+fn mounts_of_the_engines_socket(#[case] source: &str, #[case] found: bool) {
+    let powers = inspected(
+        json!({}),
+        json!([{"Type": "bind", "Source": source, "Destination": "/x", "RW": false}]),
+    );
+    assert_eq!(powers.unwrap().len(), usize::from(found));
+    let volume = inspected(json!({}), json!([{"Type": "volume", "Source": source}]));
+    assert_eq!(volume, Some(BTreeSet::new()));
+}
+
+#[test]
+fn powers_that_cannot_be_read_are_not_known() {
+    for config in [
+        json!(null),
+        json!({"Privileged": "yes"}),
+        json!({"CapAdd": "ALL"}),
+        json!({"CapDrop": [1]}),
+        json!({"PidMode": 5}),
+    ] {
+        assert_eq!(inspected(config.clone(), json!([])), None, "{config}");
+    }
+    assert_eq!(inspected(json!({}), json!("none")), None);
+    assert_eq!(
+        inspected(json!({}), json!([{"Type": "bind", "Source": "/srv"}, 5])),
+        None
+    );
+}
+
+/// JSON of any shape, often with the names that the engine uses.
+fn any_json() -> impl Strategy<Value = Value> {
+    let text = prop_oneof![
+        Just("running".to_owned()),
+        Just(PLAIN.to_owned()),
+        Just("container:".to_owned()),
+        Just("10.0.0.1/99".to_owned()),
+        "\\PC{0,12}",
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        text.prop_map(Value::from),
+    ];
+    let key = prop::sample::select(vec![
+        "Id",
+        "Names",
+        "Name",
+        "Image",
+        "Labels",
+        "State",
+        "HostConfig",
+        "NetworkMode",
+        "NetworkSettings",
+        "Networks",
+        "plain",
+        "NetworkID",
+        "EndpointID",
+        "IPAMConfig",
+        "IPAddress",
+        "MacAddress",
+        "Config",
+        "Mounts",
+        "Source",
+        "Type",
+        "CapAdd",
+        "Privileged",
+        "PidMode",
+        "Driver",
+        "IPAM",
+        "Options",
+        "Subnet",
+        "Containers",
+        "Running",
+    ]);
+    leaf.prop_recursive(6, 64, 8, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(key.clone().prop_map(str::to_owned), inner, 0..8)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+/// A well-formed answer, and a place in it where something else stands.
+fn spoilt(mut answer: Value, path: &[prop::sample::Index], with: Value) -> Value {
+    let mut here = &mut answer;
+    for step in path {
+        let inside = match here {
+            Value::Object(map) => map.len(),
+            Value::Array(items) => items.len(),
+            _ => 0,
+        };
+        if inside == 0 {
+            break;
+        }
+        here = match here {
+            Value::Object(map) => map.iter_mut().nth(step.index(inside)).unwrap().1,
+            other => &mut other[step.index(inside)],
+        };
+    }
+    *here = with;
+    answer
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_answer_panics(answer in any_json()) {
+        let _ = list(json!([answer.clone()]));
+        let networks = objects::<NetworkAnswer>(Some(answer.clone())).unwrap_or_default();
+        let _ = networks.into_iter().filter_map(network).count();
+        let _ = object::<NetworkAnswer>(answer.clone()).and_then(network);
+        let _ = object::<Inspection>(answer).and_then(|it| inspected_container(it, &names(), &[]));
+    }
+
+    #[test]
+    fn a_spoilt_answer_never_has_more_rights(
+        path in prop::collection::vec(any::<prop::sample::Index>(), 1..5),
+        with in any_json(),
+    ) {
+        let sound = json!({
+            "Id": CONTAINER, "Names": ["/c1"], "Image": "postgres:16", "State": "running", "Labels": {"app": "db"},
+            "HostConfig": {"NetworkMode": "plain"}, "NetworkSettings": {"Networks": {"plain": running(PLAIN)}},
+        });
+        let before = list(json!([sound.clone()])).remove(0);
+        let answer = spoilt(sound, &path, with.clone());
+        for after in list(json!([answer.clone()])) {
+            let same = |a: &Container| (a.name.clone(), a.image.clone(), a.labels.clone());
+            // It says that it is something else, it says nothing of itself, or it is denied everything.
+            let odd_type = ["Names", "Image", "Labels", "HostConfig"].iter().any(|field| {
+                let value = &answer[field];
+                match *field {
+                    "Names" => !value.is_array() && !value.is_null(),
+                    "Image" => !value.is_string() && !value.is_null(),
+                    _ => !value.is_object() && !value.is_null(),
+                }
+            });
+            prop_assert!(!odd_type || after.facts.unreadable, "{answer}");
+            if same(&after) == same(&before) && after.id == before.id {
+                for (network, endpoint) in &after.endpoints {
+                    let was = before.endpoints.get(network);
+                    let kept = endpoint.addresses().all(|it| was.is_some_and(|was| was.addresses().any(|w| w == it)));
+                    prop_assert!(kept || answer.to_string().contains("10.0.0.1"), "{answer}");
+                }
+            }
+        }
+    }
 }

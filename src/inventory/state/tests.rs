@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::inventory::{NetworkKind, NetworkMode};
+use crate::inventory::{Facts, NetworkKind, NetworkMode, Power};
 use crate::net::Mac;
 
 fn container_id(n: u8) -> ContainerId {
@@ -22,6 +22,7 @@ fn container(n: u8) -> Container {
         network_mode: NetworkMode::Own,
         endpoints: BTreeMap::new(),
         published: BTreeSet::new(),
+        facts: Facts::default(),
     }
 }
 
@@ -42,6 +43,23 @@ fn live(n: u8) -> Endpoint {
         ipv4: Some([10, 213, 1, n].into()),
         ipv6: None,
     }
+}
+
+#[test]
+fn powers_that_were_read_once_stay_known() {
+    let mut inventory = Inventory::new();
+    let mut read = container(1);
+    read.facts.powers = Some([Power::Privileged].into());
+    inventory.upsert_container(read.clone());
+    assert!(inventory.upsert_container(container(1)).is_empty());
+    let listing = Listing {
+        containers: vec![container(1), container(2)],
+        networks: vec![],
+        ..Listing::default()
+    };
+    inventory.reset(listing);
+    assert_eq!(inventory.container(&container_id(1)), Some(&read));
+    assert_eq!(inventory.container(&container_id(2)).unwrap().facts.powers, None);
 }
 
 #[test]

@@ -4,6 +4,10 @@
 //! plane needs of a bridge and of a port.
 
 mod parse;
+#[cfg(any(test, feature = "testkit"))]
+mod untrusted;
+#[cfg(any(test, feature = "testkit"))]
+pub(super) use untrusted::read_untrusted;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -212,7 +212,7 @@ fn subscribe() -> io::Result<TokioSocket> {
 }
 
 /// The messages of a datagram; one that cannot be read is passed over.
-fn route_messages(datagram: &[u8]) -> impl Iterator<Item = RouteNetlinkMessage> {
+pub(super) fn route_messages(datagram: &[u8]) -> impl Iterator<Item = RouteNetlinkMessage> {
     let mut rest = datagram;
     let whole = std::iter::from_fn(move || {
         let length = usize::try_from(NetlinkBuffer::new_checked(rest).ok()?.length()).ok()?;

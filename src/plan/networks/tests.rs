@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::inventory::{
-    Container, Endpoint, Lifecycle, Listing, MANAGED_LABEL, NetworkKind, NetworkMode, SERVICE_LABEL,
+    Container, Endpoint, Facts, Lifecycle, Listing, MANAGED_LABEL, NetworkKind, NetworkMode, SERVICE_LABEL,
 };
 use crate::model::{Attachment, Role};
 use crate::policy::ScopedName;
@@ -57,6 +57,7 @@ fn container(name: &str, attached: &[(&Network, &str)]) -> Container {
         network_mode: NetworkMode::Own,
         endpoints: attached.iter().map(endpoint).collect(),
         published: BTreeSet::new(),
+        facts: Facts::default(),
     }
 }
 

@@ -1,0 +1,45 @@
+//! Bytes as if an engine had answered them, read in every way that an answer is read.
+
+use std::path::PathBuf;
+
+use hyper::StatusCode;
+
+use super::raw::interpret;
+use super::wire::{self, Inspection, NetworkAnswer, NetworkNames, Summary};
+use crate::inventory::{Container, Facts, Listing};
+
+/// Reads an answer as a list of containers, as one of networks, as an inspection of each. What comes out is what the
+/// inventory would take.
+pub(crate) fn read_answer(body: &[u8]) -> Listing {
+    let mut listing = Listing::default();
+    for status in [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::OK] {
+        let Ok(answer) = interpret(status, body) else {
+            continue;
+        };
+        let names = NetworkNames::default();
+        let networks = wire::objects::<NetworkAnswer>(answer.clone()).unwrap_or_default();
+        let networks = networks.into_iter().filter_map(wire::network);
+        listing.networks.extend(networks.map(|snapshot| snapshot.network));
+        let names_of = NetworkNames::new(&listing.networks);
+        let summaries = wire::objects::<Summary>(answer.clone()).unwrap_or_default();
+        let listed = |summary| wire::listed_container(summary, &names, Facts::default());
+        listing
+            .containers
+            .extend(summaries.into_iter().filter_map(listed));
+        let one = answer.clone().and_then(wire::object::<NetworkAnswer>);
+        let one = one.and_then(wire::network).map(|snapshot| snapshot.network);
+        listing.networks.extend(one);
+        let sockets = [PathBuf::from("/run/docker.sock")];
+        let inspected = |answer: Inspection| -> Option<Container> {
+            let _names = wire::needs_names(&answer);
+            wire::inspected_container(answer, &names_of, &sockets)
+        };
+        let inspections = wire::objects::<Inspection>(answer.clone()).unwrap_or_default();
+        listing
+            .containers
+            .extend(inspections.into_iter().filter_map(inspected));
+        let one = answer.and_then(wire::object::<Inspection>);
+        listing.containers.extend(one.and_then(inspected));
+    }
+    listing
+}

@@ -1,0 +1,358 @@
+//! The main property in a real kernel: of generated policies, each loaded as the daemon loads it, real packets pass exactly
+//! where the policy allows them. Containers are network namespaces on bridges that are named and addressed as Docker's.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and acts on the system"
+)]
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{Read, Write as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cofferdam::daemon::executor::Kernel;
+use cofferdam::kernel::links::Snapshot;
+use cofferdam::model::Unmanaged;
+use cofferdam::net::{Traffic, Transport};
+use cofferdam::plan::Planner;
+use cofferdam::policy::{self, Policy};
+use nix::sched::{CloneFlags, setns};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
+
+use draft::{At, Draft, EdgeDraft, End, OUTSIDE, bridge, edges, endpoint, expected, mac, write_policy};
+use flow::{Outcome, Target, exchange};
+use socket::Proto;
+
+#[path = "semantics/draft.rs"]
+mod draft;
+#[allow(dead_code, reason = "shared with the probe")]
+#[path = "probe/flow.rs"]
+mod flow;
+mod netns;
+#[allow(dead_code, reason = "shared with the probe")]
+#[path = "probe/socket.rs"]
+mod socket;
+
+/// The network of each container: three beside each other, one elsewhere.
+const PLACES: [usize; 4] = [0, 0, 0, 1];
+const POLICIES: usize = 40;
+/// Well below the limit of the namespace, whatever the machine.
+const LONGEST: Duration = Duration::from_secs(70);
+const DENIED_AFTER: Duration = Duration::from_millis(300);
+/// A packet that is lost under load is tried again; one that must not pass is tried once in each policy.
+const ATTEMPTS: usize = 4;
+const TCP: [u16; 3] = [80, 81, 82];
+const UDP: [u16; 2] = [80, 82];
+const GATEWAYS: [&str; 4] = ["172.18.0.1", "172.19.0.1", "fd00:0::1", "fd00:1::1"];
+
+fn namespace_of(at: At) -> Option<String> {
+    match at {
+        At::Container { container, .. } => Some(format!("c{container}")),
+        At::Host => None,
+        At::Outside => Some("world".to_owned()),
+    }
+}
+
+/// Docker's bridges, containers behind them, and a world behind the host.
+fn build() {
+    let mut script = String::from(
+        "set -e
+        sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.ping_group_range='0 2147483647'
+        sysctl -qw net.ipv6.conf.default.accept_dad=0
+        ip netns add world
+        ip link add eth0 type veth peer name eth0 netns world
+        ip addr add 198.51.100.1/24 dev eth0; ip addr add 2001:db8::1/64 dev eth0 nodad; ip link set eth0 up
+        ip route add 203.0.113.5/32 dev eth0 2>/dev/null || true
+        ip -n world link set lo up; ip -n world link set eth0 up
+        ip -n world addr add 198.51.100.10/24 dev eth0; ip -n world addr add 198.51.100.77/24 dev eth0
+        ip -n world addr add 203.0.113.5/32 dev eth0; ip -n world addr add 2001:db8::5/64 dev eth0 nodad
+        ip route replace 203.0.113.5/32 dev eth0
+        ip -n world route add default via 198.51.100.1 src 198.51.100.10; ip -n world route add default via 2001:db8::1\n",
+    );
+    for network in 0..2 {
+        let name = bridge(network);
+        writeln!(
+            script,
+            "ip link add {name} type bridge; ip addr add 172.{}.0.1/16 dev {name}
+            ip addr add fd00:{network}::1/64 dev {name} nodad; ip link set {name} up",
+            18 + network
+        )
+        .unwrap();
+    }
+    for (container, network) in PLACES.into_iter().enumerate() {
+        let own = endpoint(container, network);
+        let (ipv4, ipv6) = (own.ipv4.unwrap(), own.ipv6.unwrap());
+        writeln!(
+            script,
+            "ip netns add c{container}
+            ip link add v{container} type veth peer name eth0 netns c{container}
+            ip -n c{container} link set eth0 address {mac}
+            ip -n c{container} link set lo up; ip -n c{container} link set eth0 up
+            ip -n c{container} addr add {ipv4}/16 dev eth0; ip -n c{container} addr add {ipv6}/64 dev eth0 nodad
+            ip -n c{container} route add default via 172.{octet}.0.1
+            ip -n c{container} route add default via fd00:{network}::1
+            ip link set v{container} master {bridge} up",
+            mac = mac(container, network),
+            octet = 18 + network,
+            bridge = bridge(network),
+        )
+        .unwrap();
+    }
+    for name in ["world", "c0", "c1", "c2", "c3"] {
+        writeln!(
+            script,
+            "ip netns exec {name} sysctl -qw net.ipv4.ping_group_range='0 2147483647'"
+        )
+        .unwrap();
+    }
+    netns::sh(&script);
+}
+
+/// Every end that packets start from or go to.
+fn ends() -> Vec<End> {
+    let end = |address: &str, at| End {
+        address: address.parse().unwrap(),
+        at,
+    };
+    let outside = OUTSIDE.iter().map(|address| end(address, At::Outside));
+    let host = GATEWAYS.iter().map(|address| end(address, At::Host));
+    let containers = PLACES.into_iter().enumerate().flat_map(|(container, network)| {
+        let at = At::Container { container, network };
+        endpoint(container, network)
+            .addresses()
+            .map(move |address| End { address, at })
+    });
+    outside.chain(host).chain(containers).collect()
+}
+
+fn enter(at: At) {
+    if let Some(name) = namespace_of(at) {
+        let namespace = File::open(format!("/run/netns/{name}")).unwrap();
+        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+    }
+}
+
+/// Echo servers on every address; they end with the test.
+fn serve(ends: &[End]) {
+    for end in ends.iter().copied() {
+        for port in TCP {
+            thread::spawn(move || {
+                enter(end.at);
+                let listener = TcpListener::bind((end.address, port)).unwrap();
+                for stream in listener.incoming() {
+                    thread::spawn(move || echo(stream.unwrap()));
+                }
+            });
+        }
+        for port in UDP {
+            thread::spawn(move || {
+                enter(end.at);
+                let socket = UdpSocket::bind((end.address, port)).unwrap();
+                let mut buffer = [0; 2048];
+                while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+                    let _unreachable = socket.send_to(&buffer[..length], peer);
+                }
+            });
+        }
+    }
+}
+
+fn echo(mut stream: TcpStream) {
+    let mut buffer = [0; 2048];
+    while let Ok(length) = stream.read(&mut buffer) {
+        if length == 0 || stream.write_all(&buffer[..length]).is_err() {
+            return;
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Probe {
+    from: End,
+    to: End,
+    target: Target,
+    traffic: Traffic,
+}
+
+/// Every kind of packet between every two ends of which one is a container. A source has one address of a family.
+fn probes(ends: &[End]) -> Vec<Probe> {
+    let first = |end: &End| {
+        let same = |other: &&End| {
+            namespace_of(other.at) == namespace_of(end.at) && other.address.is_ipv4() == end.address.is_ipv4()
+        };
+        ends.iter().find(same).unwrap().address == end.address
+    };
+    let is_container = |end: &End| matches!(end.at, At::Container { .. });
+    let mut probes = Vec::new();
+    for from in ends.iter().filter(|end| first(end)) {
+        for to in ends {
+            let fits = from.address.is_ipv4() == to.address.is_ipv4()
+                && namespace_of(from.at) != namespace_of(to.at);
+            if !fits || !(is_container(from) || is_container(to)) {
+                continue;
+            }
+            let mut add = |proto, port, traffic| {
+                let address = to.address;
+                let target = Target { proto, address, port };
+                probes.push(Probe {
+                    from: *from,
+                    to: *to,
+                    target,
+                    traffic,
+                });
+            };
+            for port in TCP {
+                add(Proto::Tcp, port, Traffic::Port(Transport::Tcp, port));
+            }
+            for port in UDP {
+                add(Proto::Udp, port, Traffic::Port(Transport::Udp, port));
+            }
+            let request = if to.address.is_ipv4() { 8 } else { 128 };
+            add(Proto::Icmp, 0, Traffic::Icmp(request));
+        }
+    }
+    probes
+}
+
+fn passes(probe: Probe, patience: Duration) -> bool {
+    match exchange(probe.target, patience) {
+        Outcome::Answered => true,
+        Outcome::Denied(_) => false,
+        Outcome::Unable(why) => panic!("{probe:?} could not be tried: {why}"),
+    }
+}
+
+/// Sends them all at once, each source's from its namespace; returns which passed.
+fn send(probes: &[Probe]) -> Vec<bool> {
+    let sent: Vec<_> = probes
+        .iter()
+        .map(|probe| {
+            let probe = *probe;
+            thread::spawn(move || {
+                enter(probe.from.at);
+                passes(probe, DENIED_AFTER)
+            })
+        })
+        .collect();
+    sent.into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+/// The packets that did not go as expected; those that ought to pass get more chances.
+fn wrong(probes: &[Probe], expected: impl Fn(&Probe) -> bool) -> Vec<(Probe, bool)> {
+    let mut wrong: Vec<(Probe, bool)> = Vec::new();
+    let mut left = probes.to_vec();
+    for attempt in 0..ATTEMPTS {
+        let passed = send(&left);
+        let mut again = Vec::new();
+        for (probe, passed) in left.into_iter().zip(passed) {
+            match (passed, expected(&probe)) {
+                (true, false) => wrong.push((probe, true)),
+                (false, true) if attempt + 1 < ATTEMPTS => again.push(probe),
+                (false, true) => wrong.push((probe, false)),
+                _ => {}
+            }
+        }
+        left = again;
+        if left.is_empty() {
+            break;
+        }
+    }
+    wrong
+}
+
+fn planned(policy: Policy, containers: &[Draft], unmanaged: Unmanaged, links: &Snapshot) -> Planner {
+    let mut planner = draft::planner(policy, containers, unmanaged);
+    let bridges = links
+        .bridges
+        .iter()
+        .map(|it| (it.index, it.name.clone()))
+        .collect();
+    let ports = links.ports.iter().map(|it| (it.index, it.clone())).collect();
+    planner.reset_links(bridges, ports);
+    planner
+}
+
+fn generated(runner: &mut TestRunner) -> (Vec<EdgeDraft>, Vec<Draft>, bool) {
+    let services = prop::collection::btree_set(0..draft::SERVICES.len(), 0..3);
+    let strategy = (
+        edges(),
+        prop::collection::vec(services, PLACES.len()),
+        any::<bool>(),
+    );
+    let (edges, services, denied) = strategy.new_tree(runner).unwrap().current();
+    let containers = services
+        .into_iter()
+        .zip(PLACES.map(|network| BTreeSet::from([network])));
+    (edges, containers.collect(), denied)
+}
+
+#[test]
+fn real_packets_pass_where_generated_policies_allow_them() {
+    netns::run("real_packets_pass_where_generated_policies_allow_them", || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(compare());
+    });
+}
+
+async fn compare() {
+    let started = Instant::now();
+    build();
+    let ends = ends();
+    serve(&ends);
+    let probes = probes(&ends);
+    let mut kernel = Kernel::open().unwrap();
+    let links = kernel.links().list().await.unwrap();
+    thread::sleep(Duration::from_millis(300));
+
+    // Without tables everything passes: what does not later is denied by them.
+    let lost = wrong(&probes, |_| true);
+    assert!(lost.is_empty(), "without rules, these did not pass: {lost:?}");
+
+    let mut runner = TestRunner::new(ProptestConfig::default());
+    let (mut policies, mut passed, mut denied) = (0, 0, 0);
+    while policies < POLICIES && started.elapsed() < LONGEST {
+        let (edges, containers, closed) = generated(&mut runner);
+        let files = write_policy(&edges);
+        let loaded = policy::load(&files).unwrap();
+        let unmanaged = if closed { Unmanaged::Deny } else { Unmanaged::Allow };
+        let mut planner = planned(loaded.policy, &containers, unmanaged, &links);
+        let plan = planner.plan();
+        let carried_out = kernel.carry_out(&plan, &mut planner).await;
+        let text: Vec<_> = files
+            .iter()
+            .map(|file| String::from_utf8_lossy(&file.bytes))
+            .collect();
+        assert!(
+            carried_out.is_ok(),
+            "policy {policies} was not loaded: {carried_out:?}\n{containers:?}\n{unmanaged:?}\n{}",
+            text.join("\n")
+        );
+        let allowed = |probe: &Probe| expected(&planner, &probe.from, &probe.to, probe.traffic);
+        let wrong = tokio::task::block_in_place(|| wrong(&probes, allowed));
+        assert!(
+            wrong.is_empty(),
+            "{} packets (the flag says whether it passed), first {:?}\n{containers:?}\n{unmanaged:?}\n{}",
+            wrong.len(),
+            &wrong[..wrong.len().min(5)],
+            text.join("\n")
+        );
+        passed += probes.iter().filter(|probe| allowed(probe)).count();
+        denied += probes.iter().filter(|probe| !allowed(probe)).count();
+        policies += 1;
+    }
+    println!("{policies} policies, {passed} packets passed and {denied} were denied, as declared");
+    assert!(policies >= 12, "only {policies} policies in {LONGEST:?}");
+    assert!(passed > 0 && denied > 0);
+}
