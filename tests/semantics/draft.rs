@@ -156,11 +156,13 @@ pub(crate) fn listing(containers: &[(BTreeSet<usize>, BTreeSet<usize>)]) -> List
             .iter()
             .map(|network| (NetworkId(format!("net{network}")), endpoint(index, *network)))
             .collect(),
+        published: BTreeSet::new(),
         facts: Facts::default(),
     };
     Listing {
         containers: containers.iter().enumerate().map(container).collect(),
         networks: (0..NETWORKS).map(network).collect(),
+        ..Listing::default()
     }
 }
 
@@ -187,7 +189,8 @@ pub(crate) fn planner(
             ..Rights::default()
         },
     );
-    planner.reset(listing(containers));
+    let now = planner.moment();
+    planner.reset(listing(containers), now);
     let index = |network: usize| u32::try_from(network + 2).unwrap();
     let bridges = (0..NETWORKS)
         .map(|network| (index(network), bridge(network)))
