@@ -19,8 +19,12 @@ mod daemon;
 mod engine;
 #[path = "faults/figure.rs"]
 mod figure;
+#[path = "faults/frame.rs"]
+mod frame;
 #[path = "faults/held.rs"]
 mod held;
+#[path = "faults/identity.rs"]
+mod identity;
 #[path = "faults/kernel.rs"]
 mod kernel;
 #[path = "faults/race.rs"]
@@ -88,6 +92,6 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
             }
         )* };
     }
-    scenarios!(race, crashes, kernel);
+    scenarios!(race, identity, crashes, kernel);
     Ok(report.finish())
 }
