@@ -21,8 +21,12 @@ mod daemon;
 mod engine;
 #[path = "faults/figure.rs"]
 mod figure;
+#[path = "faults/frame.rs"]
+mod frame;
 #[path = "faults/held.rs"]
 mod held;
+#[path = "faults/identity.rs"]
+mod identity;
 #[path = "faults/kernel.rs"]
 mod kernel;
 #[path = "faults/outage.rs"]
@@ -98,6 +102,6 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
             }
         )* };
     }
-    scenarios!(race, crashes, kernel, outage, boot, unenforceable);
+    scenarios!(race, identity, crashes, kernel, outage, boot, unenforceable);
     Ok(report.finish())
 }

@@ -101,6 +101,71 @@ pub(crate) fn icmp_error(
     Ok(())
 }
 
+/// `frames INTERFACE`: whole Ethernet frames in hex on stdin, one a line, each sent as it is.
+pub(crate) fn frames(interface: &str) -> Result<(), String> {
+    let wrong = |error: &dyn std::fmt::Display| format!("cannot send on {interface}: {error}");
+    let link = nix::ifaddrs::getifaddrs()
+        .map_err(|errno| wrong(&errno))?
+        .filter(|it| it.interface_name == interface)
+        .find_map(|it| it.address?.as_link_addr().copied())
+        .ok_or_else(|| wrong(&"there is no such interface"))?;
+    let fd = packet_socket().map_err(|errno| wrong(&errno))?;
+    for line in io::stdin().lines() {
+        let line = line.map_err(|error| wrong(&error))?;
+        let frame = bytes(line.trim())?;
+        match sendto(fd.as_raw_fd(), &frame, &link, MsgFlags::empty()) {
+            Ok(_) => {}
+            Err(errno) => return Err(wrong(&format!("{errno} ({} bytes)", frame.len()))),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    println!("sent");
+    Ok(())
+}
+
+/// `sniff MARK`: `watching`, then `frame HEX` for each frame that reaches this namespace and has the text in it, until
+/// stdin ends.
+pub(crate) fn sniff(mark: &str) -> Result<(), String> {
+    let fd = packet_socket().map_err(|errno| format!("cannot watch: {errno}"))?;
+    println!("watching");
+    std::thread::spawn(|| {
+        io::stdin().lines().map_while(Result::ok).count();
+        std::process::exit(0);
+    });
+    let mut buffer = [0; 4096];
+    loop {
+        let (length, from) = recvfrom::<nix::sys::socket::LinkAddr>(fd.as_raw_fd(), &mut buffer)
+            .map_err(|errno| format!("cannot receive: {errno}"))?;
+        // 4: PACKET_OUTGOING, this namespace's own.
+        let own = from.is_some_and(|from| from.pkttype() == 4);
+        let frame = &buffer[..length];
+        if !own && frame.windows(mark.len()).any(|part| part == mark.as_bytes()) {
+            let hex: String = frame.iter().map(|b| format!("{b:02x}")).collect();
+            println!("frame {hex}");
+        }
+    }
+}
+
+fn packet_socket() -> nix::Result<std::os::fd::OwnedFd> {
+    nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Packet,
+        SockType::Raw,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        SockProtocol::EthAll,
+    )
+}
+
+fn bytes(hex: &str) -> Result<Vec<u8>, String> {
+    (0..hex.len())
+        .step_by(2)
+        .map(|at| {
+            hex.get(at..at + 2)
+                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+        })
+        .collect::<Option<_>>()
+        .ok_or_else(|| format!("not hex: {hex:?}"))
+}
+
 fn address(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| format!("not an address: {text:?}"))
 }

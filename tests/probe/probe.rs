@@ -32,6 +32,8 @@ const USAGE: &str = "usage: cofferdam-probe COMMAND
   watch PROTO 4|6                             every packet of the protocol that reaches this namespace
   spoof PROTO SOURCE DESTINATION PORT COUNT   packets with a forged source
   icmp-error KIND SOURCE DESTINATION PROTO INNER_SOURCE:PORT INNER_DESTINATION:PORT
+  frames INTERFACE                            sends whole frames: hex on stdin, one a line
+  sniff MARK                                  frames with this text that reach this namespace, until stdin ends
   can PROTO                                   whether such sockets can be opened";
 
 fn main() -> ExitCode {
@@ -63,6 +65,8 @@ fn main() -> ExitCode {
             inner_source,
             inner_destination,
         ] => forge::icmp_error(kind, source, destination, proto, inner_source, inner_destination),
+        ["frames", interface] => forge::frames(interface),
+        ["sniff", mark] => forge::sniff(mark),
         ["can", proto] => socket::can_open(proto),
         _ => Err(USAGE.to_owned()),
     };
