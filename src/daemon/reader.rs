@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tracing::warn;
 
 use crate::docker::{Engine, EngineError, NetworkSnapshot};
 use crate::inventory::{Container, ContainerId, Listing, NetworkId};
@@ -164,9 +163,6 @@ impl Reader {
         if under_way.again && !matches!(reading, Reading::Failed(..)) {
             self.read(object, now);
             return None;
-        }
-        if let Reading::Failed(object, error) = &reading {
-            warn!(%error, ?object, "the engine did not answer: everything will be listed");
         }
         Some((reading, under_way.moment))
     }

@@ -495,6 +495,11 @@ impl Daemon {
                 let (failures, last) = &mut self.reading_failures;
                 *failures = failures.saturating_add(1);
                 *last = chain(&error);
+                warn!(
+                    error = last,
+                    ?object,
+                    "the engine did not answer: everything will be listed"
+                );
                 let failures = *failures;
                 // Whatever failed, a listing makes up for it. One at a time, with growing pauses.
                 if !self.relisting {

@@ -154,8 +154,7 @@ async fn spoiled(from: OwnedReadHalf, mut to: OwnedWriteHalf, spoil: &Mutex<Spoi
     }
     let (mut count, mut held) = (0_u64, Vec::<Vec<u8>>::new());
     loop {
-        let mode = now(spoil);
-        if mode != Spoil::Reorder {
+        if now(spoil) != Spoil::Reorder {
             for event in held.drain(..) {
                 send(&mut to, &event).await?;
             }
@@ -187,7 +186,7 @@ async fn spoiled(from: OwnedReadHalf, mut to: OwnedWriteHalf, spoil: &Mutex<Spoi
             return to.write_all(b"0\r\n\r\n").await;
         }
         count += 1;
-        match mode {
+        match now(spoil) {
             Spoil::Nothing => send(&mut to, &event).await?,
             Spoil::Drop => {}
             Spoil::DropMost if count.is_multiple_of(3) => send(&mut to, &event).await?,
