@@ -24,8 +24,10 @@ pub fn watch(directory: &Path) -> mpsc::Receiver<()> {
         while !sender.is_closed() {
             let (raw, mut changes) = mpsc::channel(1);
             // A full channel says already that something changed.
-            let handler = move |_: notify::Result<notify::Event>| {
-                let _ = raw.try_send(());
+            let handler = move |event: notify::Result<notify::Event>| {
+                if event.as_ref().map_or(true, is_change) {
+                    let _ = raw.try_send(());
+                }
             };
             let watcher = notify::recommended_watcher(handler).and_then(|mut watcher| {
                 watcher.watch(&directory, RecursiveMode::Recursive)?;
@@ -45,6 +47,15 @@ pub fn watch(directory: &Path) -> mpsc::Receiver<()> {
         }
     });
     receiver
+}
+
+/// Reading the policy makes events, too: whoever answered them by reading again would never end.
+fn is_change(event: &notify::Event) -> bool {
+    use notify::event::{AccessKind, AccessMode, EventKind};
+    match event.kind {
+        EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
+        _ => true,
+    }
 }
 
 /// Passes bursts on until the directory is not the one that is being watched any more, or the receiver is gone.
@@ -75,4 +86,29 @@ fn inode(directory: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(directory)
         .ok()
         .map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_is_told_and_a_reading_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("shop.yaml");
+        std::fs::write(&file, "one").unwrap();
+        let mut changes = watch(folder.path());
+        // Until the watch is there.
+        while timeout(QUIET * 3, changes.recv()).await.is_err() {
+            std::fs::write(&file, "two").unwrap();
+        }
+        while timeout(QUIET * 3, changes.recv()).await.is_ok() {}
+        for _ in 0..3 {
+            std::fs::read_dir(folder.path()).unwrap().for_each(drop);
+            std::fs::read_to_string(&file).unwrap();
+        }
+        assert!(timeout(QUIET * 5, changes.recv()).await.is_err());
+        std::fs::write(&file, "three").unwrap();
+        assert!(timeout(PATIENCE * 5, changes.recv()).await.is_ok());
+    }
 }

@@ -17,7 +17,7 @@ use crate::daemon::Daemon;
 use crate::engine::{Lab, target_directory};
 use crate::figure::Figure;
 use crate::proxy::{Proxy, Spoil};
-use crate::shop::{Container, DECLARED, POLICY, Shop, Spec, UNDECLARED, clear, flows};
+use crate::shop::{Container, DECLARED, Leaks, POLICY, Shop, Spec, UNDECLARED, clear, flows};
 use crate::state::{agreed, cost, from_scratch, state};
 
 const NETWORK: &str = "shop_default";
@@ -85,19 +85,17 @@ impl Outage {
         let stranger = Spec::service("stranger", "stranger").on(NETWORK);
         let stranger = shop.start(&stranger.host("RestartPolicy", always)).await?;
         agreed(&shop, BOUND).await?;
-        let addresses = server.addresses(NETWORK)?;
-        let mut from_client = flows('+', &["tcp"], &addresses[..1], DECLARED);
-        from_client.extend(flows('-', &["tcp", "udp"], &addresses, UNDECLARED));
-        let from_stranger = flows('-', &["tcp", "udp"], &addresses, DECLARED);
-        Ok(Self {
+        let mut outage = Self {
             shop,
             proxy,
             client,
             stranger,
-            from_client,
-            from_stranger,
+            from_client: Vec::new(),
+            from_stranger: Vec::new(),
             figures: Vec::new(),
-        })
+        };
+        outage.set_flows(&server)?;
+        Ok(outage)
     }
 
     fn declared(&self) -> &str {
@@ -121,8 +119,10 @@ impl Outage {
         loop {
             self.client = self.shop.inspect(&self.client.id).await?;
             self.stranger = self.shop.inspect(&self.stranger.id).await?;
-            if self.client.pid != 0 && self.stranger.pid != 0 {
-                return Ok(());
+            let server = self.shop.inspect("server").await?;
+            if self.client.pid != 0 && self.stranger.pid != 0 && server.pid != 0 {
+                // Its IPv6 address may be another one now, and the old one another container's.
+                return self.set_flows(&server);
             }
             anyhow::ensure!(
                 begun.elapsed() < Duration::from_secs(20),
@@ -132,13 +132,22 @@ impl Outage {
         }
     }
 
+    fn set_flows(&mut self, server: &Container) -> anyhow::Result<()> {
+        let addresses = server.addresses(NETWORK)?;
+        self.from_client = flows('+', &["tcp"], &addresses[..1], DECLARED);
+        self.from_client
+            .extend(flows('-', &["tcp", "udp"], &addresses, UNDECLARED));
+        self.from_stranger = flows('-', &["tcp", "udp"], &addresses, DECLARED);
+        Ok(())
+    }
+
     /// Waits until our network is there and these containers will join it at their start.
-    async fn until_joined(&self, containers: &[String]) -> anyhow::Result<Duration> {
+    async fn until_joined(&self, containers: &[String], gone: Option<String>) -> anyhow::Result<Duration> {
         let begun = Instant::now();
         let docker = &self.shop.lab.docker;
         loop {
             let network = docker.inspect_network(OURS, None).await.ok().and_then(|it| it.id);
-            let mut joined = network.is_some();
+            let mut joined = network.is_some() && network != gone;
             for id in containers {
                 let settings = docker.inspect_container(id, None).await?.network_settings;
                 let attachment = settings
@@ -202,7 +211,7 @@ impl Outage {
             leaks: client.leaked() + stranger.leaked(),
             longest_gap_ms: client.longest_gap_ms(),
             note: Some(words.into_iter().flatten().collect::<Vec<_>>().join(", ")),
-            failed: client.missing(),
+            failed: leaked(&[&client, &stranger]).or(client.missing()),
             ..Figure::default()
         };
         self.conclude(figure, repair).await
@@ -412,14 +421,15 @@ impl Outage {
                 )
                 .await?;
         }
+        let gone = docker.inspect_network(OURS, None).await?.id;
         docker
             .remove_network(OURS)
             .await
             .context("cannot remove our network")?;
-        let repair = agreed(&self.shop, BOUND).await;
+        let repair = self.until_joined(&both, gone).await;
         for id in &both {
             if let Err(error) = docker.start_container(id, None).await {
-                figure.failed = Some(format!("{id} does not start: {error}"));
+                anyhow::bail!("{}: {id} does not start: {error}", figure.name);
             }
         }
         agreed(&self.shop, BOUND).await?;
@@ -462,7 +472,7 @@ impl Outage {
         let repair = agreed(&self.shop, BOUND).await;
         for id in &both {
             if let Err(error) = docker.start_container(id, None).await {
-                figure.failed = Some(format!("{id} does not start: {error}"));
+                anyhow::bail!("{}: {id} does not start: {error}", figure.name);
             }
         }
         agreed(&self.shop, BOUND).await?;
@@ -564,6 +574,11 @@ impl Outage {
         });
         Ok(())
     }
+}
+
+/// The first undeclared success.
+fn leaked(reports: &[&Leaks]) -> Option<String> {
+    reports.iter().flat_map(|it| it.successes.first()).next().cloned()
 }
 
 /// Undeclared attempts and successes of a container that probes again and again.
