@@ -44,7 +44,7 @@ impl NetworkNames {
     /// The default network counts by its name alone: it has another id after each start of the engine.
     fn resolve(&self, container: &ContainerId, name: &str, id: &str) -> Option<NetworkId> {
         let name = if name == "default" { "bridge" } else { name };
-        if !id.is_empty() && !(name == "bridge" && self.0.contains_key(name)) {
+        if !(id.is_empty() || name == "bridge" && self.0.contains_key(name)) {
             return Some(NetworkId(id.to_owned()));
         }
         match self.0.get(name).map(Vec::as_slice) {

@@ -1,0 +1,384 @@
+//! The loop of `cofferdam run`: something is seen, the planner is told, its plan is carried out, the status is published.
+
+mod pass;
+mod seen;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{debug, error, info, warn};
+
+use crate::daemon::control;
+use crate::daemon::drift::{self, Repairs};
+use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, network_step};
+use crate::daemon::findings::Findings;
+use crate::daemon::lock::Lock;
+use crate::daemon::reader::{Finished, Object, Reader, Reading};
+use crate::daemon::source::{self, SourceError};
+use crate::daemon::status::{Passes, PolicyStatus, Refused, State, Status};
+use crate::daemon::{Refusal, reload};
+use crate::docker::{Engine, EngineError, EngineEvent, subscribe};
+use crate::fault;
+use crate::inventory::{Endpoint, Lifecycle, Network};
+use crate::kernel::generation::{GenerationEvent, GenerationWatch};
+use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
+use crate::kernel::{bridge_netfilter, privilege};
+use crate::plan::networks::{NetworkStep, PoolExhausted, Subject};
+use crate::plan::{Doubt, KernelStep, Plan, Planner};
+use crate::policy::{Loaded, Policy};
+use crate::settings::Settings;
+
+/// Everything is listed again after this long, whatever the events said.
+const RESYNC: Duration = Duration::from_secs(60);
+/// Link events that may wait; beyond them everything is listed again.
+const LINK_EVENTS: usize = 4096;
+/// The first pause after a failure; it doubles up to the last.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// How long after a pass it is first looked whether kernel and engine still fit, and the longest pause between such looks.
+const DOUBT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
+
+/// Why a pass runs, for the log: the first cause that came since the last pass.
+type Cause = &'static str;
+
+/// Runs until SIGTERM or SIGINT. The rules stay when it ends.
+///
+/// # Errors
+/// A [`Refusal`] to start.
+pub async fn run(settings: Settings) -> Result<(), Refusal> {
+    let (mut daemon, mut inputs) = Daemon::start(settings).await?;
+    daemon.pass("start").await;
+    loop {
+        let cause = tokio::select! {
+            biased;
+            _ = inputs.terminate.recv() => break,
+            _ = inputs.interrupt.recv() => break,
+            // First what closes again: others may have opened our tables.
+            Some(event) = inputs.generations.recv() => daemon.generation(&event),
+            Some(event) = inputs.links.recv() => daemon.link_event(event).await,
+            Some(reading) = inputs.readings.recv() => daemon.reading(reading),
+            Some(event) = inputs.engine.recv() => daemon.engine_event(event),
+            Some(done) = inputs.steps.recv() => daemon.step_done(done),
+            Some(subject) = inputs.retries.recv() => daemon.retry(&subject),
+            Some(()) = inputs.policy.recv() => daemon.reload("policy changed").await,
+            _ = inputs.hangup.recv() => daemon.reload("SIGHUP").await,
+            _ = inputs.tick.tick() => daemon.resync("slow timer").await,
+        };
+        // Whatever else is waiting belongs to the same pass; a listing, an attachment or a start makes many events.
+        let cause = cause.or(daemon.drain(&mut inputs).await);
+        if let Some(cause) = cause {
+            daemon.pass(cause).await;
+        }
+    }
+    info!("stopped: the rules stay; `cofferdam down` removes them");
+    Ok(())
+}
+
+/// Everything that the loop waits for.
+struct Inputs {
+    links: mpsc::Receiver<LinkEvent>,
+    engine: mpsc::Receiver<EngineEvent>,
+    readings: mpsc::UnboundedReceiver<Finished>,
+    steps: mpsc::UnboundedReceiver<StepDone>,
+    retries: mpsc::UnboundedReceiver<Retry>,
+    generations: mpsc::Receiver<GenerationEvent>,
+    policy: mpsc::Receiver<()>,
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    tick: tokio::time::Interval,
+}
+
+/// An engine call that is over.
+struct StepDone {
+    step: NetworkStep,
+    result: Result<NetworkOutcome, StepError>,
+}
+
+/// What is tried again after a pause.
+enum Retry {
+    Kernel,
+    Listing,
+    Doubts,
+    Step(NetworkStep),
+}
+
+/// The rules could not be changed.
+struct KernelFailure {
+    reason: String,
+    attempts: u32,
+    /// Nothing is tried before, so that a hanging nft does not hang every pass.
+    retry_at: Instant,
+}
+
+/// What does not fit although nothing is going on any more: an event was lost.
+#[derive(Debug, Default)]
+struct Doubts {
+    /// Whether a look is due.
+    due: bool,
+    /// Looks in a row that found something.
+    looks: u32,
+    /// What the last look found.
+    found: BTreeSet<Doubt>,
+    /// What was still so after a listing: it is so, for example a port that somebody added by hand.
+    accepted: BTreeSet<Doubt>,
+}
+
+struct Daemon {
+    settings: Settings,
+    planner: Planner,
+    kernel: Kernel,
+    reader: Reader,
+    /// Events that came while everything was being listed: they are newer than the listing.
+    held_back: Vec<EngineEvent>,
+    /// Whether the engine was listed at least once: before that, rules of an earlier run are left alone.
+    listed: bool,
+    exhausted: Option<PoolExhausted>,
+    /// The rules could not be changed: why, how often in a row, and until when nft is left alone.
+    kernel_failure: Option<KernelFailure>,
+    repairs: Repairs,
+    /// br_netfilter is not there any more.
+    without_bridge_netfilter: Option<String>,
+    /// Engine calls that fail: how often in a row, and why.
+    step_failures: BTreeMap<Subject, (u32, String)>,
+    /// Why the engine cannot be reached. It stays until a listing has succeeded.
+    engine_missing: Option<String>,
+    /// Readings that failed since the last listing: how many, and why.
+    reading_failures: (u32, String),
+    relisting: bool,
+    doubts: Doubts,
+    passes: Passes,
+    policy: PolicyStatus,
+    findings: Findings,
+    status: watch::Sender<Arc<Status>>,
+    steps: mpsc::UnboundedSender<StepDone>,
+    retries: mpsc::UnboundedSender<Retry>,
+    _lock: Lock,
+}
+
+impl Daemon {
+    async fn start(settings: Settings) -> Result<(Self, Inputs), Refusal> {
+        privilege::require_net_admin()?;
+        fault::point("before-lock");
+        let lock = Lock::take()?;
+        fault::point("after-lock");
+        bridge_netfilter::ensure().await?;
+        let kernel = Kernel::open()?;
+        // One that cannot be reached is waited for, in the loop.
+        if let Err(error @ EngineError::TooOld { .. }) = Engine::connect(&settings.docker_socket).await {
+            return Err(error.into());
+        }
+        // Subscriptions first, listings after them: nothing falls between.
+        let (links_sender, links) = mpsc::channel(LINK_EVENTS);
+        let link_watch = LinkWatch::open().map_err(Refusal::kernel)?;
+        tokio::spawn(drift::watch_links(link_watch, links_sender));
+        let (generations_sender, generations) = mpsc::channel(LINK_EVENTS);
+        let generation_watch = GenerationWatch::open().map_err(Refusal::kernel)?;
+        tokio::spawn(drift::watch_generations(generation_watch, generations_sender));
+
+        let (status, status_receiver) = watch::channel(Arc::new(Status::starting()));
+        let socket = control::listen(&settings.control_socket).map_err(|error| {
+            Refusal::system(
+                format!("open the control socket {}", settings.control_socket.display()),
+                error,
+            )
+        })?;
+        tokio::spawn(control::serve(socket, status_receiver));
+        fault::point("after-socket");
+
+        let (reader, readings) = Reader::new();
+        let (steps_sender, steps) = mpsc::unbounded_channel();
+        let (retries_sender, retries) = mpsc::unbounded_channel();
+        let listen = |kind| signal(kind).map_err(|error| Refusal::system("listen to signals", error));
+        let mut tick = interval(RESYNC);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.reset();
+        let inputs = Inputs {
+            links,
+            engine: subscribe(settings.docker_socket.clone()),
+            readings,
+            steps,
+            retries,
+            generations,
+            policy: reload::watch(&settings.policies),
+            hangup: listen(SignalKind::hangup())?,
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            tick,
+        };
+        let rights = settings.rights(Policy::default());
+        let mut daemon = Self {
+            planner: Planner::new(settings.options, settings.pools.clone(), rights),
+            settings,
+            kernel,
+            reader,
+            held_back: Vec::new(),
+            listed: false,
+            exhausted: None,
+            kernel_failure: None,
+            repairs: Repairs::default(),
+            without_bridge_netfilter: None,
+            step_failures: BTreeMap::new(),
+            engine_missing: None,
+            reading_failures: (0, String::new()),
+            relisting: false,
+            doubts: Doubts::default(),
+            passes: Passes::default(),
+            policy: PolicyStatus::default(),
+            findings: Findings::default(),
+            status,
+            steps: steps_sender,
+            retries: retries_sender,
+            _lock: lock,
+        };
+        daemon.reload("start").await;
+        daemon.list_links().await;
+        if let Some(source) = daemon.planner.pool_collision() {
+            return Err(Refusal::Pool { source });
+        }
+        Ok((daemon, inputs))
+    }
+
+    /// Takes what waits in any channel without waiting for more.
+    async fn drain(&mut self, inputs: &mut Inputs) -> Option<Cause> {
+        let mut first = None;
+        loop {
+            let cause = if let Ok(event) = inputs.links.try_recv() {
+                self.link_event(event).await
+            } else if let Ok(reading) = inputs.readings.try_recv() {
+                self.reading(reading)
+            } else if let Ok(event) = inputs.engine.try_recv() {
+                self.engine_event(event)
+            } else if let Ok(done) = inputs.steps.try_recv() {
+                self.step_done(done)
+            } else if let Ok(event) = inputs.generations.try_recv() {
+                self.generation(&event)
+            } else {
+                return first;
+            };
+            first = first.or(cause);
+        }
+    }
+
+    /// Reads the policy directory. An invalid policy is refused as a whole: the last good one stays in force.
+    async fn reload(&mut self, cause: Cause) -> Option<Cause> {
+        let directory = self.settings.policies.clone();
+        let loaded = match tokio::task::spawn_blocking(move || load(&directory)).await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                error!(%error, "the policy could not be read");
+                return None;
+            }
+        };
+        self.policy.directory = self.settings.policies.display().to_string();
+        match loaded {
+            Ok(loaded) => {
+                fault::point("policy-loaded");
+                let revision = loaded.revision.to_string();
+                self.policy.refused = None;
+                if self.policy.revision.as_ref() == Some(&revision) {
+                    // The same again, perhaps after a faulty one: the status changes.
+                    return Some(cause);
+                }
+                let (services, edges) = (loaded.policy.services.len(), loaded.policy.edges.len());
+                info!(revision, services, edges, "policy accepted");
+                self.policy.revision = Some(revision);
+                self.planner.set_rights(self.settings.rights(loaded.policy));
+            }
+            Err(refused) => {
+                if self.policy.refused.as_ref() != Some(&refused) {
+                    error!(
+                        faults = refused.faults,
+                        first = refused.first,
+                        "policy refused: the last good one stays in force; `cofferdam check` shows every fault"
+                    );
+                }
+                self.policy.refused = Some(refused);
+            }
+        }
+        Some(cause)
+    }
+
+    async fn list_links(&mut self) {
+        if let Err(error) = observe_links(self.kernel.links(), &mut self.planner).await {
+            warn!(error = %chain(&error), "the host's links could not be listed; the slow timer tries again");
+        }
+    }
+
+    async fn resync(&mut self, cause: Cause) -> Option<Cause> {
+        self.list_links().await;
+        self.read(Object::Everything);
+        self.without_bridge_netfilter = match bridge_netfilter::ensure().await {
+            Ok(()) => None,
+            Err(error) => Some(chain(&error)),
+        };
+        self.verify();
+        self.reload(cause).await
+    }
+}
+
+/// How long to wait after so many failures in a row.
+fn pause(attempts: u32) -> Duration {
+    RETRY.0.saturating_mul(1 << attempts.min(10)).min(RETRY.1)
+}
+
+/// Lists the host's bridges, ports and routes into the planner.
+pub(super) async fn observe_links(links: &Links, planner: &mut Planner) -> Result<(), LinkError> {
+    let Snapshot {
+        bridges,
+        ports,
+        calling,
+        isolated,
+    } = links.list().await?;
+    let ours: BTreeSet<u32> = bridges
+        .iter()
+        .filter(|it| it.name.as_str().starts_with("cfd-"))
+        .map(|it| it.index)
+        .collect();
+    let bridges = bridges
+        .into_iter()
+        .map(|bridge| (bridge.index, bridge.name))
+        .collect();
+    planner.reset_links(
+        bridges,
+        ports.into_iter().map(|port| (port.index, port)).collect(),
+    );
+    planner.reset_link_settings(calling, isolated);
+    let others = links.routes().await?.into_iter().filter(|(net, interface)| {
+        // The default route overlaps everything and takes nothing.
+        net.prefix_len() > 0 && interface.is_none_or(|interface| !ours.contains(&interface))
+    });
+    planner.set_routes(others.map(|(net, _)| net).collect());
+    Ok(())
+}
+
+/// Reads and validates the policy directory.
+fn load(directory: &Path) -> Result<Loaded, Refused> {
+    let unreadable = |error: SourceError| Refused {
+        revision: None,
+        faults: 1,
+        first: chain(&error),
+    };
+    let sources = source::read(&[directory]).map_err(unreadable)?;
+    sources.load().map_err(|faults| Refused {
+        revision: Some(sources.revision().to_string()),
+        faults: faults.iter().count(),
+        first: faults.iter().next().map(ToString::to_string).unwrap_or_default(),
+    })
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

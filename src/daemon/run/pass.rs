@@ -1,0 +1,286 @@
+//! One pass: what is planned is carried out and published; what failed comes again.
+
+use super::*;
+
+impl Daemon {
+    pub(super) fn step_done(&mut self, done: StepDone) -> Option<Cause> {
+        let StepDone { step, result } = done;
+        match result {
+            Ok(outcome) => {
+                self.step_failures.remove(&step.subject());
+                self.planner.network_step_done(&step);
+                self.step_succeeded(&step, outcome);
+            }
+            Err(error) => {
+                let entry = self.step_failures.entry(step.subject()).or_default();
+                entry.0 += 1;
+                entry.1 = error.to_string();
+                let attempts = entry.0;
+                warn!(%error, attempts, "an engine call failed");
+                self.retry_later(Retry::Step(step), attempts);
+            }
+        }
+        Some("engine call done")
+    }
+
+    pub(super) fn step_succeeded(&mut self, step: &NetworkStep, outcome: NetworkOutcome) {
+        match (step, outcome) {
+            (
+                NetworkStep::Create {
+                    name, bridge, ipv4, ..
+                },
+                NetworkOutcome::Created(network),
+            ) => {
+                info!(network = name, %bridge, subnet = %ipv4, "network created");
+                self.planner.upsert_network(network);
+            }
+            (
+                NetworkStep::Attach {
+                    network,
+                    container,
+                    ipv4,
+                    ipv6,
+                    ..
+                },
+                _,
+            ) => {
+                // Attaching a container that does not run tells nothing until its start; of a running one the event may
+                // have been faster.
+                let known = self.planner.inventory().container(container);
+                let live = known
+                    .and_then(|it| it.endpoints.get(network))
+                    .is_some_and(Endpoint::is_live);
+                if known.is_some() && !live {
+                    let endpoint = Endpoint {
+                        mac: None,
+                        ipv4: Some(*ipv4),
+                        ipv6: *ipv6,
+                    };
+                    let now = self.planner.moment();
+                    self.planner.set_endpoint(container, network, endpoint, now);
+                }
+            }
+            (NetworkStep::Detach { network, container }, _) => {
+                self.planner.remove_endpoint(container, network);
+            }
+            (NetworkStep::Remove { network, name }, _) => {
+                info!(network = name, "network removed");
+                self.planner.remove_network(network);
+            }
+            (NetworkStep::Forget { name, container }, _) => {
+                info!(network = name, %container, "a stopped container no longer waits for a network that is gone");
+                self.planner.network_forgotten(container, name);
+            }
+            (NetworkStep::Stop { container, .. }, _) => {
+                // The event of its end may come later; until then it would be stopped again.
+                self.planner.set_lifecycle(container, Lifecycle::Stopped);
+            }
+            (NetworkStep::Create { .. }, _) => {}
+        }
+    }
+
+    pub(super) fn retry(&mut self, retry: &Retry) -> Option<Cause> {
+        match retry {
+            Retry::Kernel => {
+                if !self.listed {
+                    self.read(Object::Everything);
+                }
+            }
+            Retry::Listing => {
+                self.relisting = false;
+                self.read(Object::Everything);
+                return None;
+            }
+            Retry::Doubts => {
+                self.look_for_doubts();
+                return None;
+            }
+            Retry::Step(step) => {
+                self.planner.network_step_done(step);
+                // What it worked on may have changed: read it, so that the next plan is made from what is true.
+                self.read(Object::Everything);
+            }
+        }
+        Some("retry")
+    }
+
+    pub(super) fn retry_later(&self, retry: Retry, attempts: u32) {
+        let pause = pause(attempts);
+        let sender = self.retries.clone();
+        tokio::spawn(async move {
+            sleep(pause).await;
+            let _ = sender.send(retry);
+        });
+    }
+
+    /// Plans, carries out, publishes.
+    pub(super) async fn pass(&mut self, cause: Cause) {
+        if !self.may_touch_the_kernel() {
+            self.publish();
+            return;
+        }
+        let started = Instant::now();
+        let plan = self.planner.plan();
+        if !plan.is_empty() {
+            self.change_kernel(cause, &plan, started).await;
+            self.start_engine_calls(&plan.networks);
+        } else {
+            // What could not be done is not wanted any more.
+            self.kernel_failure = None;
+        }
+        for network in self.planner.unconfirmed() {
+            self.read(Object::Network(network));
+        }
+        self.look_later();
+        let wanted = |subject: &Subject| plan.networks.iter().any(|step| step.subject() == *subject);
+        self.step_failures
+            .retain(|subject, _| self.planner.is_busy(subject) || wanted(subject));
+        self.exhausted = plan.exhausted;
+        self.passes.count += 1;
+        self.passes.last_cause = cause.to_owned();
+        self.passes.last_elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.findings.observe(&self.planner);
+        fault::point("before-publish");
+        self.publish();
+    }
+
+    pub(super) async fn change_kernel(&mut self, cause: Cause, plan: &Plan, started: Instant) {
+        let needs_nft = matches!(plan.kernel, KernelStep::Structure(_) | KernelStep::Replace(_));
+        let waiting = |failure: &KernelFailure| needs_nft && Instant::now() < failure.retry_at;
+        let result = if self.kernel_failure.as_ref().is_some_and(waiting) {
+            self.kernel.close(plan, &mut self.planner).map(|_| None)
+        } else {
+            self.kernel.carry_out(plan, &mut self.planner).await.map(Some)
+        };
+        match result {
+            Ok(None) => {}
+            Ok(Some(outcome)) => {
+                self.kernel_failure = None;
+                self.repairs.pass_done(&outcome.links);
+                self.log_pass(cause, plan, outcome.flows_ended, started);
+            }
+            Err(failure) => {
+                let attempts = self.kernel_failure.as_ref().map_or(0, |it| it.attempts) + 1;
+                error!(error = %chain(&failure), cause, attempts, "the rules could not be changed: what stands stays");
+                self.kernel_failure = Some(KernelFailure {
+                    reason: format!("the rules could not be changed: {}", chain(&failure)),
+                    attempts,
+                    retry_at: Instant::now() + pause(attempts),
+                });
+                self.retry_later(Retry::Kernel, attempts);
+            }
+        }
+    }
+
+    /// Before the engine and the policy are known, rules of an earlier run are better than none: they stay. Without such
+    /// rules a skeleton that is closed for Docker's bridges is.
+    pub(super) fn may_touch_the_kernel(&mut self) -> bool {
+        let known = self.listed && self.policy.revision.is_some();
+        let skeleton = self.engine_missing.is_some() && !self.kernel.has_tables().unwrap_or(true);
+        known || self.planner.is_applied() || skeleton
+    }
+
+    pub(super) fn start_engine_calls(&mut self, steps: &[NetworkStep]) {
+        let Some(engine) = self.reader.engine() else {
+            return;
+        };
+        if self.policy.revision.is_none() || !self.listed {
+            return;
+        }
+        for step in steps {
+            if let NetworkStep::Stop { name, reason, .. } = step {
+                warn!(
+                    container = name,
+                    reason, "stopping a container that cannot be held to its rights"
+                );
+            }
+            self.planner.network_step_started(step);
+            let (engine, step, sender) = (engine.clone(), step.clone(), self.steps.clone());
+            tokio::spawn(async move {
+                let result = network_step(&engine, &step).await;
+                let _ = sender.send(StepDone { step, result });
+            });
+        }
+    }
+
+    pub(super) fn log_pass(&self, cause: Cause, plan: &Plan, flows_ended: usize, started: Instant) {
+        let (kernel, steps) = match &plan.kernel {
+            KernelStep::Nothing => ("nothing", 0),
+            KernelStep::Elements(changes) => ("elements", changes.len()),
+            KernelStep::Structure(steps) => ("structure", steps.len()),
+            KernelStep::Replace(steps) => ("replace", steps.len()),
+        };
+        let elapsed_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        info!(
+            cause,
+            kernel,
+            steps,
+            ended = plan.ended.len(),
+            links = plan.links.len(),
+            engine_calls = plan.networks.len(),
+            flows_ended,
+            elapsed_us,
+            "pass"
+        );
+    }
+
+    pub(super) fn publish(&self) {
+        let mut status = Status::starting();
+        status.observe(&self.planner);
+        status.policy = self.policy.clone();
+        status.passes = self.passes.clone();
+        status.passes.repairs = self.repairs.count;
+        status.drift = self.repairs.last.clone();
+        status.engine = self.reader.engine().map(|engine| engine.info().version.clone());
+        status.reasons.extend(self.repairs.pending());
+        status
+            .reasons
+            .extend(self.kernel_failure.iter().map(|it| it.reason.clone()));
+        status
+            .reasons
+            .extend(self.without_bridge_netfilter.iter().cloned());
+        if let Some(refused) = &self.policy.refused {
+            status.reasons.push(format!(
+                "the policy has {} faults, first: {}",
+                refused.faults, refused.first
+            ));
+        }
+        status
+            .reasons
+            .extend(self.exhausted.iter().map(ToString::to_string));
+        status
+            .reasons
+            .extend(self.step_failures.values().map(|(_, error)| error.clone()));
+        match (&self.engine_missing, &self.reading_failures) {
+            (Some(reason), _) if self.reader.engine().is_none() => {
+                status
+                    .reasons
+                    .push(format!("no connection to the engine: {reason}"));
+            }
+            (_, (failures, last)) if *failures > 0 => {
+                status
+                    .reasons
+                    .push(format!("the engine could not be read: {last}"));
+            }
+            _ => {}
+        }
+        if let Some(since) = self.reader.is_late() {
+            let seconds = since.as_secs();
+            status
+                .reasons
+                .push(format!("the engine has not answered a listing for {seconds} s"));
+        }
+        status.settled = self.planner.busy().next().is_none() && !self.reader.is_busy();
+        status.state = if self.reader.engine().is_none() {
+            State::Waiting
+        } else if !self.listed || self.policy.revision.is_none() && status.reasons.is_empty() {
+            State::Starting
+        } else if status.reasons.is_empty() && self.planner.is_applied() {
+            State::Enforcing
+        } else {
+            State::Degraded
+        };
+        // Nobody may be asking.
+        self.status.send_replace(Arc::new(status));
+    }
+}

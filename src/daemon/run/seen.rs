@@ -1,0 +1,292 @@
+//! What was seen: link events, engine events, readings, changes of nftables by others, and what does not fit together.
+
+use super::*;
+
+impl Daemon {
+    pub(super) async fn link_event(&mut self, event: LinkEvent) -> Option<Cause> {
+        debug!(?event, "link event");
+        match event {
+            LinkEvent::Bridge(bridge) => self.planner.upsert_bridge(bridge.index, bridge.name),
+            LinkEvent::BridgeGone(index) => self.planner.remove_bridge(index),
+            LinkEvent::Port(port) => self.planner.upsert_port(port),
+            LinkEvent::PortGone(index) => self.planner.remove_port(index),
+            LinkEvent::Calls { bridge, calls } => {
+                let changed = self.planner.observe_calls(bridge, calls) && !calls;
+                self.repairs
+                    .link_observed(bridge, "bridge netfilter's call", changed);
+            }
+            LinkEvent::Isolated { port, isolated } => {
+                let changed = self.planner.observe_isolated(port, isolated);
+                self.repairs.link_observed(
+                    port,
+                    "isolation",
+                    changed && self.planner.wants_isolated(port) != isolated,
+                );
+            }
+            LinkEvent::Resync => self.list_links().await,
+        }
+        Some("link event")
+    }
+
+    pub(super) fn engine_event(&mut self, event: EngineEvent) -> Option<Cause> {
+        debug!(?event, "engine event");
+        match event {
+            EngineEvent::Connected(engine) => {
+                info!(version = engine.info().version, "connected to the engine");
+                self.reader.connect(Some(engine));
+                self.read(Object::Everything);
+                Some("engine found")
+            }
+            EngineEvent::Disconnected { reason, retry_in } => {
+                let retry_ms = u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX);
+                // Each attempt ends here: only news is worth a line and a pass.
+                if self.reader.engine().is_none() && self.engine_missing.as_ref() == Some(&reason) {
+                    debug!(reason, retry_ms, "still no connection to the engine");
+                    return None;
+                }
+                warn!(
+                    reason,
+                    retry_ms, "no connection to the engine: the rules stand, nothing new opens"
+                );
+                self.reader.connect(None);
+                self.engine_missing = Some(reason);
+                self.release_held_back();
+                Some("engine lost")
+            }
+            EngineEvent::Resync => {
+                self.read(Object::Everything);
+                None
+            }
+            event if self.reader.is_listing() => {
+                self.held_back.push(event);
+                None
+            }
+            event => self.object_event(event),
+        }
+    }
+
+    /// An event of one object: what it says for certain is taken over, the rest is read.
+    pub(super) fn object_event(&mut self, event: EngineEvent) -> Option<Cause> {
+        match event {
+            EngineEvent::ContainerCreated(id) => {
+                self.read(Object::Container(id));
+                None
+            }
+            EngineEvent::ContainerStarted(id) | EngineEvent::ContainerRenamed(id) => {
+                self.read(Object::Container(id));
+                None
+            }
+            EngineEvent::ContainerStopped(id) => {
+                self.planner.set_lifecycle(&id, Lifecycle::Stopped);
+                self.read(Object::Container(id));
+                Some("container stopped")
+            }
+            EngineEvent::ContainerDestroyed(id) => {
+                self.planner.remove_container(&id);
+                Some("container removed")
+            }
+            EngineEvent::NetworkCreated(id) => {
+                self.read(Object::Network(id));
+                None
+            }
+            EngineEvent::NetworkDestroyed(id) => {
+                let ours = self
+                    .planner
+                    .inventory()
+                    .network(&id)
+                    .is_some_and(Network::is_ours);
+                self.planner.remove_network(&id);
+                if ours {
+                    // Stopped containers may still wish for it, and then they cannot start: only a listing shows that.
+                    self.read(Object::Everything);
+                }
+                Some("network removed")
+            }
+            EngineEvent::EndpointConnected { network, container } => {
+                if self.planner.inventory().container(&container).is_none() {
+                    self.read(Object::Container(container));
+                }
+                self.read(Object::Network(network));
+                None
+            }
+            EngineEvent::EndpointDisconnected { network, container } => {
+                // The address may be another's already; whether the attachment stays, the container tells.
+                self.planner
+                    .set_endpoint(&container, &network, Endpoint::default(), self.planner.moment());
+                self.read(Object::Container(container));
+                Some("endpoint gone")
+            }
+            EngineEvent::Connected(_) | EngineEvent::Disconnected { .. } | EngineEvent::Resync => None,
+        }
+    }
+
+    /// Reads an object; what it says counts for the ports that are there now.
+    pub(super) fn read(&mut self, object: Object) {
+        self.reader.read(object, self.planner.moment());
+    }
+
+    /// Events that waited for a listing, in their order.
+    pub(super) fn release_held_back(&mut self) {
+        for event in std::mem::take(&mut self.held_back) {
+            self.object_event(event);
+        }
+    }
+
+    pub(super) fn reading(&mut self, finished: Finished) -> Option<Cause> {
+        let (reading, began) = self.reader.finish(finished, self.planner.moment())?;
+        match reading {
+            Reading::Everything(listing) => {
+                self.planner.reset(listing, began);
+                self.listed = true;
+                fault::point("listed");
+                self.engine_missing = None;
+                self.reading_failures = (0, String::new());
+                self.release_held_back();
+                Some("listing")
+            }
+            Reading::Container(_, Some(container)) => {
+                self.planner.upsert_container(container, began);
+                Some("container read")
+            }
+            Reading::Container(id, None) => {
+                self.planner.remove_container(&id);
+                Some("container gone")
+            }
+            Reading::Network(_, Some(snapshot)) => {
+                let id = snapshot.network.id.clone();
+                self.planner.upsert_network(snapshot.network);
+                // Of those whose proof waited for this, the ones that are no longer on it.
+                for container in self.planner.unconfirmed_on(&id) {
+                    if !snapshot.endpoints.contains_key(&container) {
+                        self.planner
+                            .set_endpoint(&container, &id, Endpoint::default(), began);
+                        self.read(Object::Container(container));
+                    }
+                }
+                for (container, endpoint) in snapshot.endpoints {
+                    self.planner.set_endpoint(&container, &id, endpoint, began);
+                }
+                let unknown: Vec<_> = self.planner.inventory().unknown_containers().cloned().collect();
+                for container in unknown {
+                    self.read(Object::Container(container));
+                }
+                Some("network read")
+            }
+            Reading::Network(id, None) => {
+                self.planner.remove_network(&id);
+                Some("network gone")
+            }
+            Reading::Failed(object, error) => {
+                let (failures, last) = &mut self.reading_failures;
+                *failures = failures.saturating_add(1);
+                *last = chain(&error);
+                warn!(
+                    error = last,
+                    ?object,
+                    "the engine did not answer: everything will be listed"
+                );
+                let failures = *failures;
+                // Whatever failed, a listing makes up for it. One at a time, with growing pauses.
+                if !self.relisting {
+                    self.relisting = true;
+                    self.retry_later(Retry::Listing, failures);
+                }
+                if object == Object::Everything {
+                    self.release_held_back();
+                }
+                Some("reading failed")
+            }
+        }
+    }
+
+    /// Looks, some time after a pass, whether what the kernel shows fits what the engine said. Where it does not and nothing
+    /// happens any more, an event was lost: everything is listed again.
+    pub(super) fn look_for_doubts(&mut self) {
+        let doubts = &mut self.doubts;
+        doubts.due = false;
+        let found = self.planner.doubts();
+        let lasting = found
+            .intersection(&doubts.found)
+            .any(|it| !doubts.accepted.contains(it));
+        doubts.accepted.retain(|it| found.contains(it));
+        doubts.looks = if found.is_subset(&doubts.accepted) {
+            0
+        } else {
+            doubts.looks + 1
+        };
+        doubts.found = found;
+        if lasting && self.reader.engine().is_some() {
+            debug!(doubts = ?self.doubts.found, "kernel and engine do not fit: an event was lost");
+            // If it is still so after this, then it is so.
+            self.doubts.accepted.clone_from(&self.doubts.found);
+            self.read(Object::Everything);
+        }
+        if self.doubts.looks > 0 {
+            self.look_later();
+        }
+    }
+
+    pub(super) fn look_later(&mut self) {
+        if self.doubts.due || !self.listed {
+            return;
+        }
+        self.doubts.due = true;
+        let (first, last) = DOUBT;
+        let pause = first
+            .saturating_mul(1 << self.doubts.looks.saturating_sub(2).min(5))
+            .min(last);
+        let sender = self.retries.clone();
+        tokio::spawn(async move {
+            sleep(pause).await;
+            let _ = sender.send(Retry::Doubts);
+        });
+    }
+
+    /// Others changed nftables: what they did to our tables is undone by replacing all of it, in one transaction.
+    pub(super) fn generation(&mut self, event: &GenerationEvent) -> Option<Cause> {
+        let GenerationEvent::Made(generation) = event else {
+            warn!("changes of nftables were lost: reading our tables");
+            return self.verify();
+        };
+        let ours = self.kernel.made(generation);
+        let touched = generation.touched?;
+        // Before the tables are made, and while they wait to be replaced, nothing of theirs is worth a repair.
+        if ours || !self.planner.is_applied() || self.kernel.undid(generation) {
+            return None;
+        }
+        self.drift(touched.as_str(), Some((&generation.process, generation.pid)))
+    }
+
+    /// Reads our tables and has them replaced where they are not as they were left.
+    pub(super) fn verify(&mut self) -> Option<Cause> {
+        if !self.planner.is_applied() {
+            return None;
+        }
+        match self.kernel.difference(&self.planner) {
+            Ok(None) => None,
+            Ok(Some(what)) => self.drift(what, None),
+            Err(error) => {
+                warn!(error = %chain(&error), "our tables could not be read; the slow timer tries again");
+                None
+            }
+        }
+    }
+
+    pub(super) fn drift(&mut self, what: &str, culprit: Option<(&str, u32)>) -> Option<Cause> {
+        let pause = self.repairs.tables_changed(what, culprit);
+        self.planner.kernel_lost();
+        // What was opened while the rules were others' must not live on as established.
+        self.planner.request_sweep();
+        // Whoever asks meanwhile is not told that all is well.
+        self.publish();
+        if pause.is_zero() {
+            return Some("drift");
+        }
+        let sender = self.retries.clone();
+        tokio::spawn(async move {
+            sleep(pause).await;
+            let _ = sender.send(Retry::Kernel);
+        });
+        None
+    }
+}
