@@ -1,4 +1,8 @@
 //! The main property: for random policies, inventories and packets, what the policy allows is what the ruleset lets pass.
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests stand outside of #[test] functions"
+)]
 
 use std::collections::BTreeSet;
 

@@ -33,11 +33,11 @@ use socket::Proto;
 
 #[path = "semantics/draft.rs"]
 mod draft;
-#[allow(dead_code, reason = "shared with the probe")]
+#[expect(dead_code, reason = "shared with the probe")]
 #[path = "probe/flow.rs"]
 mod flow;
 mod netns;
-#[allow(dead_code, reason = "shared with the probe")]
+#[expect(dead_code, reason = "shared with the probe")]
 #[path = "probe/socket.rs"]
 mod socket;
 

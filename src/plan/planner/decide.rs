@@ -1,0 +1,211 @@
+//! Deciding: the plan, and what is known of its being carried out.
+
+use super::*;
+
+impl Planner {
+    /// What is to be done now. Until [`Self::kernel_applied`] says that it was, the next plan has it again.
+    pub fn plan(&mut self) -> Plan {
+        self.refresh();
+        let (ended, kernel) = self.kernel_step();
+        let (mut networks, exhausted) = network_steps(
+            &self.service_networks,
+            &self.inventory,
+            &self.pools,
+            &self.routes,
+            &mut self.allocator,
+            &self.busy,
+            &self.stale,
+        );
+        networks.extend(self.stops());
+        self.find_homes();
+        let links = self.link_steps();
+        Plan {
+            released: self.released.clone(),
+            ended,
+            kernel,
+            links,
+            sweep: self.sweep,
+            networks,
+            exhausted,
+        }
+    }
+
+    /// Every container that cannot be held to its rights, or that voids others'.
+    pub fn unenforceable(&self) -> BTreeMap<ContainerId, Vec<Finding>> {
+        unenforceable(self.rights.unenforceable, &self.inventory, &self.standings)
+    }
+
+    /// The containers that the engine is to stop.
+    pub(super) fn stops(&self) -> Vec<NetworkStep> {
+        if self.rights.unenforceable != OnUnenforceable::Stop {
+            return Vec::new();
+        }
+        let found = self.unenforceable().into_iter();
+        let stops = found.filter_map(|(id, findings)| {
+            let voids: Vec<String> = findings
+                .iter()
+                .filter(|finding| finding.is_acted_upon && finding.is_running)
+                .map(|finding| finding.what.to_string())
+                .collect();
+            let step = NetworkStep::Stop {
+                name: self.inventory.container(&id)?.name.clone(),
+                container: id,
+                reason: voids.join("; "),
+            };
+            (!voids.is_empty() && !self.busy.contains_key(&step.subject())).then_some(step)
+        });
+        stops.collect()
+    }
+
+    pub(super) fn kernel_step(&self) -> (Vec<ElementChange>, KernelStep) {
+        let mut changes = self.ledger.changes();
+        let Some(applied) = &self.applied else {
+            let steps = replacement(&self.structure.ruleset, &self.ledger.elements());
+            return (Vec::new(), KernelStep::Replace(steps));
+        };
+        let ended = if self.released.is_empty() {
+            Vec::new()
+        } else {
+            changes
+                .extract_if(.., |change| change.action == ElementAction::Delete)
+                .collect()
+        };
+        let kernel = if *applied != self.structure.ruleset {
+            KernelStep::Structure(transition(applied, &self.structure.ruleset, changes))
+        } else if changes.is_empty() {
+            KernelStep::Nothing
+        } else {
+            KernelStep::Elements(changes)
+        };
+        (ended, kernel)
+    }
+
+    /// The kernel's tables are as the last plan wanted them.
+    pub fn kernel_applied(&mut self) {
+        self.ledger.mark_applied();
+        if self.applied.as_ref() != Some(&self.structure.ruleset) {
+            self.applied = Some(self.structure.ruleset.clone());
+        }
+    }
+
+    /// Whether the kernel's tables were made by this planner.
+    pub fn is_applied(&self) -> bool {
+        self.applied.is_some()
+    }
+
+    /// The kernel's tables are not as they were left: the next plan replaces them.
+    pub fn kernel_lost(&mut self) {
+        self.applied = None;
+    }
+
+    /// These deletions of the last plan are in the kernel, whatever becomes of the rest.
+    pub fn deletions_applied(&mut self, changes: &[ElementChange]) {
+        self.ledger.mark_deleted(changes);
+    }
+
+    /// The connections of released addresses and those that the policy no longer permits have been ended.
+    pub fn flows_ended(&mut self) {
+        self.released.clear();
+        self.sweep = false;
+    }
+
+    /// Open connections are to be held against the policy once more.
+    pub fn request_sweep(&mut self) {
+        self.sweep = true;
+    }
+
+    /// A step on a bridge or port succeeded.
+    pub fn link_applied(&mut self, step: LinkStep) {
+        match step {
+            LinkStep::NetfilterCalls { bridge } => {
+                self.calling.insert(bridge);
+            }
+            LinkStep::Isolate { port, isolated } => {
+                self.isolated.insert(port, isolated);
+            }
+            LinkStep::Return { port, .. } => {
+                if let Some(home) = self.homes.get_mut(&port) {
+                    home.returned = true;
+                }
+            }
+        }
+    }
+
+    /// What a step on a bridge or port was for is gone.
+    pub fn link_gone(&mut self, step: LinkStep) {
+        self.homes.remove(&step.interface());
+    }
+
+    /// Takes whether a bridge hands its frames to br_netfilter. Returns whether it was known to do otherwise.
+    pub fn observe_calls(&mut self, bridge: u32, calls: bool) -> bool {
+        if calls {
+            self.calling.insert(bridge)
+        } else {
+            self.calling.remove(&bridge)
+        }
+    }
+
+    /// Takes whether a port is isolated. Returns whether it was known to be otherwise.
+    pub fn observe_isolated(&mut self, port: u32, isolated: bool) -> bool {
+        self.isolated.insert(port, isolated).unwrap_or(false) != isolated
+    }
+
+    /// Whether this port is to be isolated.
+    pub fn wants_isolated(&self, port: u32) -> bool {
+        self.roles().get(&port) == Some(&Role::Caller)
+    }
+
+    /// Takes a full listing of these settings.
+    pub fn reset_link_settings(&mut self, calling: BTreeSet<u32>, isolated: BTreeMap<u32, bool>) {
+        self.calling = calling;
+        self.isolated = isolated;
+    }
+
+    /// An engine call is under way: no other with the same subject is planned until it is done.
+    pub fn network_step_started(&mut self, step: &NetworkStep) {
+        self.busy.insert(step.subject(), step.clone());
+    }
+
+    /// An engine call is over, with success or without.
+    pub fn network_step_done(&mut self, step: &NetworkStep) {
+        self.busy.remove(&step.subject());
+    }
+
+    /// A stopped container no longer wishes for a network that is gone.
+    pub fn network_forgotten(&mut self, container: &ContainerId, name: &str) {
+        if let Some(names) = self.stale.get_mut(container) {
+            names.remove(name);
+        }
+    }
+
+    /// Whose each address is, for judging open connections.
+    pub fn addresses(&self, host: BTreeSet<IpAddr>) -> Addresses<'_> {
+        let mut containers = BTreeMap::new();
+        for container in self.inventory.containers().values() {
+            let Some(standing) = self.standings.get(&container.id) else {
+                continue;
+            };
+            for (network, endpoint) in &container.endpoints {
+                if self.guarded.contains(network) {
+                    containers.extend(endpoint.addresses().map(|address| (address, standing)));
+                }
+            }
+        }
+        Addresses {
+            containers,
+            host,
+            proxied: self.ledger.services(),
+        }
+    }
+
+    /// The interface indices of guarded bridges.
+    pub fn guarded_bridges(&self) -> BTreeSet<u32> {
+        self.guarded
+            .iter()
+            .filter_map(|id| match &self.inventory.network(id)?.kind {
+                NetworkKind::Bridge(name) => self.links.bridge_index(name),
+                NetworkKind::Other(_) => None,
+            })
+            .collect()
+    }
+}

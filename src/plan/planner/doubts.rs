@@ -1,0 +1,115 @@
+//! What does not fit together, and what waits for a newer reading. Notes of what is to be looked at anew.
+
+use super::*;
+
+impl Planner {
+    pub(super) fn view(&self) -> View<'_> {
+        View {
+            inventory: &self.inventory,
+            links: &self.links,
+            occupants: &self.occupants,
+            standings: &self.standings,
+            guarded: &self.guarded,
+            readings: &self.readings,
+            since: &self.since,
+            structure: &self.structure,
+            rights: &self.rights,
+        }
+    }
+
+    /// The networks that must be read again, since a port of theirs is newer than what the engine said of its owner.
+    pub fn unconfirmed(&self) -> BTreeSet<NetworkId> {
+        self.unconfirmed.values().flatten().cloned().collect()
+    }
+
+    /// The containers whose endpoint on a network waits for such a reading.
+    pub fn unconfirmed_on(&self, network: &NetworkId) -> Vec<ContainerId> {
+        let waiting = self
+            .unconfirmed
+            .iter()
+            .filter(|(_, networks)| networks.contains(network));
+        waiting.map(|(container, _)| container.clone()).collect()
+    }
+
+    /// What does not fit together. See [`Doubt`].
+    pub fn doubts(&self) -> BTreeSet<Doubt> {
+        let view = self.view();
+        let mut doubts = BTreeSet::new();
+        let mut owned = BTreeSet::new();
+        for container in self.inventory.containers().values() {
+            for (network, endpoint) in container.endpoints.iter().filter(|(_, it)| it.is_live()) {
+                let is_bridge = |it: &Network| matches!(it.kind, NetworkKind::Bridge(_));
+                if !self.inventory.network(network).is_some_and(is_bridge) {
+                    continue;
+                }
+                match view.port_of(&container.id, network, endpoint) {
+                    Some(port) if view.is_confirmed(&container.id, network, port) => {
+                        owned.insert(port);
+                    }
+                    _ => {
+                        doubts.insert(Doubt::Endpoint(container.id.clone(), network.clone()));
+                    }
+                }
+            }
+        }
+        let mut bridges = BTreeSet::new();
+        for network in self.inventory.networks().values() {
+            let NetworkKind::Bridge(name) = &network.kind else {
+                continue;
+            };
+            let Some(bridge) = self.links.bridge_index(name) else {
+                doubts.insert(Doubt::Network(network.id.clone()));
+                continue;
+            };
+            bridges.insert(bridge);
+            let ports = self.links.ports_of(bridge);
+            let strangers = ports.filter(|port| port.peer.is_some() && !owned.contains(&port.index));
+            doubts.extend(strangers.map(|port| Doubt::Port(port.index)));
+        }
+        let unknown = self.links.bridges();
+        let unknown = unknown.filter(|(index, name)| !bridges.contains(index) && could_be_dockers(name));
+        doubts.extend(unknown.map(|(index, _)| Doubt::Bridge(index)));
+        doubts
+    }
+
+    pub(super) fn note(&mut self, mut changes: Changes) {
+        self.dirty.containers.append(&mut changes.containers);
+        self.dirty.networks.append(&mut changes.networks);
+    }
+
+    /// Marks the network that a port is on and the containers that could be behind it.
+    pub(super) fn note_port(&mut self, port: &Port) {
+        let bridge = self
+            .links
+            .bridges()
+            .find(|(index, _)| *index == port.bridge)
+            .map(|(_, name)| name);
+        let network = self
+            .inventory
+            .networks()
+            .values()
+            .find(|network| match &network.kind {
+                NetworkKind::Bridge(name) => Some(name) == bridge,
+                NetworkKind::Other(_) => false,
+            });
+        match network {
+            Some(network) => {
+                let behind = |container: &&Container| {
+                    container
+                        .endpoints
+                        .get(&network.id)
+                        .is_some_and(|it| it.mac.is_some() && it.mac == port.peer.map(|peer| peer.mac))
+                };
+                let containers = self
+                    .inventory
+                    .containers()
+                    .values()
+                    .filter(behind)
+                    .map(|it| it.id.clone());
+                self.dirty.containers.extend(containers);
+                self.dirty.networks.insert(network.id.clone());
+            }
+            None => self.dirty.everything = true,
+        }
+    }
+}

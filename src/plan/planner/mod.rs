@@ -1,0 +1,253 @@
+//! The pure heart: takes in what was seen, and says what is to be done.
+//!
+//! Owns the policy in force, the inventory, and what was applied last; decides everything and touches nothing. `daemon`
+//! carries its plans out and tells it how that went.
+
+mod decide;
+mod doubts;
+mod observe;
+mod refresh;
+mod settings;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::inventory::links::{Links, Occupants, Port};
+use crate::inventory::{
+    Changes, Container, ContainerId, Endpoint, Inventory, Lifecycle, Listing, Network, NetworkId, NetworkKind,
+};
+use crate::model::{
+    Finding, Identity, OnUnenforceable, Rights, Role, ServiceNetwork, Standing, guarded_networks,
+    is_to_be_cut, owner, service_networks, standing, unenforceable,
+};
+use crate::net::IfName;
+use crate::plan::compile::{Options, Structure, compile};
+use crate::plan::diff::{replacement, transition};
+use crate::plan::elements::{View, could_be_dockers};
+use crate::plan::flows::Addresses;
+use crate::plan::ledger::{Claim, Ledger, Owner};
+use crate::plan::networks::{Allocator, NetworkStep, PoolExhausted, Pools, Subject, network_steps};
+use crate::plan::ruleset::{ElementAction, ElementChange, Ruleset, Step};
+use crate::policy::ServiceId;
+
+/// What the kernel's tables need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KernelStep {
+    Nothing,
+    /// Elements only, over the open netlink socket.
+    Elements(Vec<ElementChange>),
+    /// Structure and elements in one transaction.
+    Structure(Vec<Step>),
+    /// Whatever stands in our tables is replaced in one transaction.
+    Replace(Vec<Step>),
+}
+
+/// What bridges and ports need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LinkStep {
+    /// Have br_netfilter call our inet chains for the frames of a guarded bridge.
+    NetfilterCalls { bridge: u32 },
+    /// Let a caller's port talk to the service's own ports only, or lift that.
+    Isolate { port: u32, isolated: bool },
+    /// Put a container's port back on the bridge that the engine put it on.
+    Return { port: u32, bridge: u32 },
+}
+
+impl LinkStep {
+    /// The interface that it changes.
+    pub fn interface(self) -> u32 {
+        match self {
+            Self::NetfilterCalls { bridge } => bridge,
+            Self::Isolate { port, .. } | Self::Return { port, .. } => port,
+        }
+    }
+}
+
+/// The bridge on which a port was proven to be a container's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Home {
+    bridge: u32,
+    container: ContainerId,
+    network: NetworkId,
+    /// It was put back just now; the port's own event is still to come.
+    returned: bool,
+}
+
+/// Everything that is to be done now, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Addresses whose owner is gone: their connections end before anybody else's begin.
+    pub released: BTreeSet<IpAddr>,
+    /// What is taken from the sets before those connections end; empty where no address was released.
+    pub ended: Vec<ElementChange>,
+    pub kernel: KernelStep,
+    pub links: Vec<LinkStep>,
+    /// Rights have changed: open connections are held against the policy.
+    pub sweep: bool,
+    pub networks: Vec<NetworkStep>,
+    pub exhausted: Option<PoolExhausted>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.ended.is_empty()
+            && self.kernel == KernelStep::Nothing
+            && self.links.is_empty()
+            && self.released.is_empty()
+            && !self.sweep
+            && self.networks.is_empty()
+    }
+}
+
+/// A moment of the planner's own clock, which goes on with each new bridge port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Moment(u64);
+
+/// The moment at which the last reading of each live endpoint began.
+pub(super) type Readings = BTreeMap<ContainerId, BTreeMap<NetworkId, Moment>>;
+
+/// Something in the kernel that does not fit what the engine said, or the other way round. It is so for an instant at each
+/// start and stop; where it stays, an event was lost.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Doubt {
+    /// A port of a Docker network, and no container is known to be behind it.
+    Port(u32),
+    /// An endpoint without a port, or with one that is newer than what the engine said.
+    Endpoint(ContainerId, NetworkId),
+    /// A bridge that Docker may have made, and no network is known to be on it.
+    Bridge(u32),
+    /// A network whose bridge is gone.
+    Network(NetworkId),
+}
+
+#[derive(Debug, Default)]
+struct Dirty {
+    everything: bool,
+    containers: BTreeSet<ContainerId>,
+    networks: BTreeSet<NetworkId>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Planner {
+    options: Options,
+    pools: Pools,
+    rights: Rights,
+    inventory: Inventory,
+    links: Links,
+    clock: u64,
+    since: BTreeMap<u32, Moment>,
+    readings: Readings,
+    /// Endpoints on guarded networks whose port is newer than the reading.
+    unconfirmed: BTreeMap<ContainerId, BTreeSet<NetworkId>>,
+    /// Attachments of stopped containers to networks of ours that are gone.
+    stale: BTreeMap<ContainerId, BTreeSet<String>>,
+    occupants: Occupants,
+    routes: Vec<IpNet>,
+    standings: BTreeMap<ContainerId, Standing>,
+    guarded: BTreeSet<NetworkId>,
+    structure: Structure,
+    service_networks: BTreeMap<ServiceId, ServiceNetwork>,
+    ledger: Ledger,
+    allocator: Allocator,
+    /// The structure that the kernel holds; `None`: not known.
+    applied: Option<Ruleset>,
+    calling: BTreeSet<u32>,
+    isolated: BTreeMap<u32, bool>,
+    homes: BTreeMap<u32, Home>,
+    busy: BTreeMap<Subject, NetworkStep>,
+    released: BTreeSet<IpAddr>,
+    sweep: bool,
+    dirty: Dirty,
+}
+
+impl Planner {
+    /// A planner that has seen nothing yet.
+    pub fn new(options: Options, pools: Pools, rights: Rights) -> Self {
+        Self {
+            options,
+            pools,
+            rights,
+            inventory: Inventory::default(),
+            links: Links::default(),
+            clock: 0,
+            since: BTreeMap::new(),
+            readings: Readings::new(),
+            unconfirmed: BTreeMap::new(),
+            stale: BTreeMap::new(),
+            occupants: Occupants::default(),
+            routes: Vec::new(),
+            standings: BTreeMap::new(),
+            guarded: BTreeSet::new(),
+            structure: Structure::default(),
+            service_networks: BTreeMap::new(),
+            ledger: Ledger::default(),
+            allocator: Allocator::default(),
+            applied: None,
+            calling: BTreeSet::new(),
+            isolated: BTreeMap::new(),
+            homes: BTreeMap::new(),
+            busy: BTreeMap::new(),
+            released: BTreeSet::new(),
+            sweep: true,
+            dirty: Dirty {
+                everything: true,
+                ..Dirty::default()
+            },
+        }
+    }
+
+    /// The policy in force.
+    pub fn rights(&self) -> &Rights {
+        &self.rights
+    }
+
+    /// The engine as last seen.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// The standing of each container.
+    pub fn standings(&self) -> &BTreeMap<ContainerId, Standing> {
+        &self.standings
+    }
+
+    /// The networks that the policy calls for.
+    pub fn service_networks(&self) -> &BTreeMap<ServiceId, ServiceNetwork> {
+        &self.service_networks
+    }
+
+    /// The claims on elements.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The structure that is wanted.
+    pub fn structure(&self) -> &Structure {
+        &self.structure
+    }
+
+    /// Whether an engine call with this subject is under way, or waits to be tried again.
+    pub fn is_busy(&self, subject: &Subject) -> bool {
+        self.busy.contains_key(subject)
+    }
+
+    /// The engine calls under way.
+    pub fn busy(&self) -> impl Iterator<Item = &NetworkStep> {
+        self.busy.values()
+    }
+
+    /// Takes a new policy. Returns whether it differs.
+    pub fn set_rights(&mut self, rights: Rights) -> bool {
+        if self.rights == rights {
+            return false;
+        }
+        self.rights = rights;
+        self.dirty.everything = true;
+        self.sweep = true;
+        true
+    }
+}
