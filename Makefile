@@ -1,9 +1,10 @@
 # What people do with the project. `demo`, `test` and `setup` install Debian packages and make network namespaces: run them as root.
-.PHONY: help setup build demo test lint bench
+.PHONY: help setup build demo test faults lint bench
 
 help:
 	@echo "make demo    a shop of real servers on a private Docker Engine, without and with Cofferdam"
 	@echo "make test    every test; those that need an engine get a private one"
+	@echo "make faults  faults, races and hostile containers on a private engine, with a leak probe; about 15 minutes"
 	@echo "make lint    format, clippy and shell syntax"
 	@echo "make bench   the benchmarks"
 	@echo "make setup   what demo and test need of Debian (they call it themselves)"
@@ -21,6 +22,9 @@ demo: setup build
 
 test: setup
 	@tests/run
+
+faults: setup
+	@tests/run faults
 
 lint:
 	cargo fmt --check
