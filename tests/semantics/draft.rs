@@ -189,8 +189,6 @@ pub(crate) fn planner(
             ..Rights::default()
         },
     );
-    let now = planner.moment();
-    planner.reset(listing(containers), now);
     let index = |network: usize| u32::try_from(network + 2).unwrap();
     let bridges = (0..NETWORKS)
         .map(|network| (index(network), bridge(network)))
@@ -216,6 +214,9 @@ pub(crate) fn planner(
         }
     }
     planner.reset_links(bridges, ports);
+    // The engine is asked after its ports are there: an earlier reading binds none of them.
+    let now = planner.moment();
+    planner.reset(listing(containers), now);
     planner
 }
 
