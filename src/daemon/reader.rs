@@ -26,6 +26,8 @@ const LATE: Duration = Duration::from_secs(5);
 pub enum Object {
     Everything,
     Container(ContainerId),
+    /// A container that is not known yet, as the list shows it: that never waits for its start.
+    Glance(ContainerId),
     Network(NetworkId),
 }
 
@@ -34,6 +36,7 @@ pub enum Object {
 pub enum Reading {
     Everything(Listing),
     Container(ContainerId, Option<Container>),
+    Glance(Option<Container>),
     Network(NetworkId, Option<NetworkSnapshot>),
     /// The engine did not answer; what it was asked stays open until the next listing.
     Failed(Object, ReadingError),
@@ -122,7 +125,8 @@ impl Reader {
     /// Reads an object, now or, when it is being read already, once more after that. `moment` is when it began.
     pub fn read(&mut self, object: Object, moment: Moment) {
         if let Some(reading) = self.reading.get_mut(&object) {
-            reading.again = true;
+            // What a glance is for never changes.
+            reading.again |= !matches!(object, Object::Glance(_));
             return;
         }
         let Some(engine) = self.engine.clone() else { return };
@@ -173,6 +177,7 @@ async fn read(engine: &Engine, object: &Object) -> Reading {
         Ok::<_, ReadingError>(match object {
             Object::Everything => Reading::Everything(engine.list().await?),
             Object::Container(id) => Reading::Container(id.clone(), engine.container(id).await?),
+            Object::Glance(id) => Reading::Glance(engine.glance(id).await?),
             Object::Network(id) => Reading::Network(id.clone(), engine.network(id).await?),
         })
     };

@@ -122,7 +122,7 @@ impl Engine {
         let Some(answer) = self.inspect(id).await? else {
             return Ok(None);
         };
-        let names = if wire::needs_names(&answer) {
+        let names = if answer.needs_names() {
             NetworkNames::new(&self.list_networks().await?)
         } else {
             NetworkNames::default()
@@ -136,6 +136,34 @@ impl Engine {
             self.inspected.insert(id.clone(), fixed);
         }
         Ok(container)
+    }
+
+    /// What the list says of one container, `None` if it says nothing or not enough. Unlike an inspection it never waits for the
+    /// container's start (the engine answers from a copy), but it does not know the container's powers.
+    pub async fn glance(&self, id: &ContainerId) -> Result<Option<Container>, EngineError> {
+        if !wire::is_id(&id.0) {
+            return Ok(None);
+        }
+        // {"id":["…"]}
+        let path = format!(
+            "/containers/json?all=1&filters=%7B%22id%22%3A%5B%22{}%22%5D%7D",
+            id.0
+        );
+        let answer = self.objects::<Summary>(&path).await;
+        let mut summaries = answer.map_err(EngineError::request(format!("list container {id}")))?;
+        // The filter also takes the beginning of an id.
+        let found = summaries.iter().position(|it| it.id.as_ref() == Some(&id.0));
+        let summary = found.map(|position| summaries.swap_remove(position));
+        // Without the image's name nobody can say to how many services it belongs.
+        let Some(summary) = summary.filter(|summary| !summary.has_nameless_image()) else {
+            return Ok(None);
+        };
+        let names = if summary.needs_names() {
+            NetworkNames::new(&self.list_networks().await?)
+        } else {
+            NetworkNames::default()
+        };
+        Ok(wire::listed_container(summary, &names, Facts::default()))
     }
 
     /// One network with its endpoints, `None` if there is none of that id.

@@ -31,7 +31,7 @@ pub(crate) fn read_answer(body: &[u8]) -> Listing {
         listing.networks.extend(one);
         let sockets = [PathBuf::from("/run/docker.sock")];
         let inspected = |answer: Inspection| -> Option<Container> {
-            let _names = wire::needs_names(&answer);
+            let _names = answer.needs_names();
             wire::inspected_container(answer, &names_of, &sockets)
         };
         let inspections = wire::objects::<Inspection>(answer.clone()).unwrap_or_default();

@@ -84,12 +84,21 @@ impl Summary {
             .is_some_and(|state| matches!(state.as_str(), "running" | "paused" | "dead"))
     }
 
+    /// Whether the image's name is not known, only its id.
+    pub(super) fn has_nameless_image(&self) -> bool {
+        self.image
+            .as_ref()
+            .is_some_and(|image| image.starts_with("sha256:"))
+    }
+
+    /// Whether the attachments cannot be told without the names of all networks.
+    pub(super) fn needs_names(&self) -> bool {
+        needs_names(&self.network_settings)
+    }
+
     /// Takes the image's name as its user wrote it, where the list only has the image's id.
     pub(super) fn use_name_of_image(&mut self, name: Option<String>) {
-        let is_id = self
-            .image
-            .as_ref()
-            .is_some_and(|image| image.starts_with("sha256:"));
+        let is_id = self.has_nameless_image();
         if let Some(name) = name.filter(|_| is_id) {
             self.image = Field::Is(name);
         }
@@ -107,6 +116,22 @@ pub(super) struct Inspection {
     host_config: Field<HostConfig>,
     network_settings: Field<NetworkSettings>,
     mounts: Field<Vec<Field<Mount>>>,
+}
+
+impl Inspection {
+    /// Whether the attachments cannot be told without the names of all networks.
+    pub(super) fn needs_names(&self) -> bool {
+        needs_names(&self.network_settings)
+    }
+}
+
+fn needs_names(settings: &Field<NetworkSettings>) -> bool {
+    let networks = settings.as_ref().and_then(|settings| settings.networks.as_ref());
+    networks.into_iter().flatten().any(|(_, settings)| {
+        settings
+            .as_ref()
+            .is_none_or(|settings| is_empty(&settings.network_id))
+    })
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -413,20 +438,6 @@ fn resolved(path: &Path) -> PathBuf {
         Ok(rest) => Path::new("/run").join(rest),
         Err(_) => plain,
     }
-}
-
-/// Whether an inspected container's attachments cannot be told without the names of all networks.
-pub(super) fn needs_names(answer: &Inspection) -> bool {
-    let settings = answer.network_settings.as_ref();
-    let mut networks = settings
-        .and_then(|settings| settings.networks.as_ref())
-        .into_iter()
-        .flatten();
-    networks.any(|(_, settings)| {
-        settings
-            .as_ref()
-            .is_none_or(|settings| is_empty(&settings.network_id))
-    })
 }
 
 /// What our networks' names begin with.

@@ -24,7 +24,7 @@ use crate::daemon::status::{Passes, PolicyStatus, Refused, State, Status};
 use crate::daemon::{Refusal, reload};
 use crate::docker::{Engine, EngineError, EngineEvent, subscribe};
 use crate::fault;
-use crate::inventory::{Endpoint, Lifecycle, Network};
+use crate::inventory::{ContainerId, Endpoint, Lifecycle, Network};
 use crate::kernel::generation::{GenerationEvent, GenerationWatch};
 use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};

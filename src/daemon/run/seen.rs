@@ -69,7 +69,7 @@ impl Daemon {
     pub(super) fn object_event(&mut self, event: EngineEvent) -> Option<Cause> {
         match event {
             EngineEvent::ContainerCreated(id) => {
-                self.read(Object::Container(id));
+                self.meet(id);
                 None
             }
             EngineEvent::ContainerStarted(id) | EngineEvent::ContainerRenamed(id) => {
@@ -104,7 +104,7 @@ impl Daemon {
             }
             EngineEvent::EndpointConnected { network, container } => {
                 if self.planner.inventory().container(&container).is_none() {
-                    self.read(Object::Container(container));
+                    self.meet(container);
                 }
                 self.read(Object::Network(network));
                 None
@@ -123,6 +123,13 @@ impl Daemon {
     /// Reads an object; what it says counts for the ports that are there now.
     pub(super) fn read(&mut self, object: Object) {
         self.reader.read(object, self.planner.moment());
+    }
+
+    /// Reads a container that is not known yet. Its inspection waits until it has started: what the list says of it comes
+    /// before.
+    fn meet(&mut self, id: ContainerId) {
+        self.read(Object::Glance(id.clone()));
+        self.read(Object::Container(id));
     }
 
     /// Events that waited for a listing, in their order.
@@ -152,6 +159,13 @@ impl Daemon {
                 self.planner.remove_container(&id);
                 Some("container gone")
             }
+            Reading::Glance(Some(container))
+                if self.planner.inventory().container(&container.id).is_none() =>
+            {
+                self.planner.upsert_container(container, began);
+                Some("container seen")
+            }
+            Reading::Glance(_) => None,
             Reading::Network(_, Some(snapshot)) => {
                 let id = snapshot.network.id.clone();
                 self.planner.upsert_network(snapshot.network);
@@ -168,7 +182,7 @@ impl Daemon {
                 }
                 let unknown: Vec<_> = self.planner.inventory().unknown_containers().cloned().collect();
                 for container in unknown {
-                    self.read(Object::Container(container));
+                    self.meet(container);
                 }
                 Some("network read")
             }

@@ -155,7 +155,7 @@ fn an_inspected_container_says_what_its_user_wrote() {
         }))
         .unwrap()
     };
-    assert!(needs_names(&answer(false, false)));
+    assert!(answer(false, false).needs_names());
     let container = inspected_container(answer(false, true), &names(), &[]).unwrap();
     assert_eq!(container.image, "postgres:16");
     assert_eq!(container.name, "c1");
