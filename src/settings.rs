@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::model::{OnUnenforceable, Rights, Unmanaged};
 use crate::plan::compile::Options;
 use crate::plan::networks::Pools;
-use crate::policy::Policy;
+use crate::policy::{Mode, Policy};
 
 /// Where settings are read from when no file is named; it may be absent.
 pub const DEFAULT_FILE: &str = "/etc/cofferdam/settings.yaml";
@@ -41,6 +41,9 @@ pub struct Overrides {
     /// NFLOG group of denied packets [default: 64]
     #[arg(long, env = "COFFERDAM_NFLOG_GROUP", value_name = "GROUP")]
     pub nflog_group: Option<u16>,
+    /// enforce, or audit: what no edge permits passes and is reported, whatever the policy says [default: enforce]
+    #[arg(long, env = "COFFERDAM_MODE", value_name = "enforce|audit", value_parser = parse_mode)]
+    pub mode: Option<Mode>,
     /// What happens between containers that no service selects: allow or deny [default: allow]
     #[arg(long, env = "COFFERDAM_UNMANAGED", value_name = "allow|deny", value_parser = parse_unmanaged)]
     pub unmanaged: Option<Unmanaged>,
@@ -74,6 +77,14 @@ impl<'de> Deserialize<'de> for Ipv6Pool {
     }
 }
 
+fn parse_mode(text: &str) -> Result<Mode, String> {
+    match text {
+        "enforce" => Ok(Mode::Enforce),
+        "audit" => Ok(Mode::Audit),
+        _ => Err("either enforce or audit".to_owned()),
+    }
+}
+
 fn parse_unmanaged(text: &str) -> Result<Unmanaged, String> {
     match text {
         "allow" => Ok(Unmanaged::Allow),
@@ -99,6 +110,7 @@ pub struct Settings {
     pub control_socket: PathBuf,
     pub pools: Pools,
     pub options: Options,
+    pub mode: Mode,
     pub unmanaged: Unmanaged,
     pub unenforceable: OnUnenforceable,
 }
@@ -108,6 +120,7 @@ impl Settings {
     pub fn rights(&self, policy: Policy) -> Rights {
         Rights {
             policy,
+            mode: self.mode,
             unmanaged: self.unmanaged,
             unenforceable: self.unenforceable,
         }
@@ -198,6 +211,7 @@ impl Settings {
                 stamp: 1 << bit,
                 nflog_group,
             },
+            mode: flags.mode.or(file.mode).unwrap_or_default(),
             unmanaged: flags.unmanaged.or(file.unmanaged).unwrap_or_default(),
             unenforceable: flags.unenforceable.or(file.unenforceable).unwrap_or_default(),
         })

@@ -17,8 +17,8 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use draft::{
-    At, EdgeDraft, End, OUTSIDE, bridge, containers, edges, endpoint, expected, mac, planner, port_index,
-    write_policy,
+    At, End, OUTSIDE, PolicyDraft, bridge, containers, endpoint, expected, mac, planner, policies,
+    port_index, write_policy,
 };
 
 #[path = "semantics/draft.rs"]
@@ -118,11 +118,11 @@ struct Drafted {
 impl Drafted {
     /// Through the text that a user would write.
     fn new(
-        edges: &[EdgeDraft],
+        policy: &PolicyDraft,
         containers: Vec<(BTreeSet<usize>, BTreeSet<usize>)>,
         unmanaged: Unmanaged,
     ) -> Result<Self, TestCaseError> {
-        let files = write_policy(edges);
+        let files = write_policy(policy);
         let loaded = policy::load(&files)
             .map_err(|faults| TestCaseError::fail(faults.render(&files, policy::Colour::Plain)))?;
         let mut planner = planner(loaded.policy, &containers, unmanaged);
@@ -184,6 +184,7 @@ impl Drafted {
             kernel: Kernel {
                 ruleset,
                 elements: &elements,
+                now: draft::now(),
             },
         };
         for (from, to, traffic) in packets {
@@ -236,10 +237,10 @@ fn a_sample_of_each(cases: u32) {
     };
     let index = any::<prop::sample::Index>;
     let packets = prop::collection::vec((index(), traffic()), 8);
-    let strategy = (edges(), containers(), packets, any::<bool>());
+    let strategy = (policies(), containers(), packets, any::<bool>());
     let mut runner = TestRunner::new(config);
-    let outcome = runner.run(&strategy, |(edges, containers, packets, denied)| {
-        let drafted = Drafted::new(&edges, containers, unmanaged(denied))?;
+    let outcome = runner.run(&strategy, |(policy, containers, packets, denied)| {
+        let drafted = Drafted::new(&policy, containers, unmanaged(denied))?;
         let pairs = drafted.pairs();
         let pick = |(index, traffic): (prop::sample::Index, Traffic)| {
             let (from, to) = *index.get(&pairs);
@@ -272,20 +273,20 @@ proptest! {
 
     #[test]
     fn the_ruleset_means_what_the_policy_means(
-        edges in edges(),
+        policy in policies(),
         containers in containers(),
         traffic in prop::collection::vec(traffic(), 1..5),
         denied in any::<bool>(),
     ) {
-        let drafted = Drafted::new(&edges, containers, unmanaged(denied))?;
+        let drafted = Drafted::new(&policy, containers, unmanaged(denied))?;
         let pairs = drafted.pairs().into_iter();
         let packets = pairs.flat_map(|(from, to)| traffic.iter().map(move |traffic| (from, to, *traffic)));
         drafted.check(packets)?;
     }
 
     #[test]
-    fn a_second_plan_is_empty(edges in edges(), containers in containers()) {
-        let files = write_policy(&edges);
+    fn a_second_plan_is_empty(draft in policies(), containers in containers()) {
+        let files = write_policy(&draft);
         let loaded = policy::load(&files).map_err(|_| TestCaseError::fail("the drafted policy has faults"))?;
         let mut planner = planner(loaded.policy, &containers, Unmanaged::Allow);
         let plan = planner.plan();

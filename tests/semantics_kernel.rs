@@ -27,7 +27,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 
-use draft::{At, Draft, EdgeDraft, End, OUTSIDE, bridge, edges, endpoint, expected, mac, write_policy};
+use draft::{At, Draft, End, OUTSIDE, PolicyDraft, bridge, endpoint, expected, mac, policies, write_policy};
 use flow::{Outcome, Target, exchange};
 use socket::Proto;
 
@@ -277,21 +277,23 @@ fn planned(policy: Policy, containers: &[Draft], unmanaged: Unmanaged, links: &S
         .collect();
     let ports = links.ports.iter().map(|it| (it.index, it.clone())).collect();
     planner.reset_links(bridges, ports);
+    let now = planner.moment();
+    planner.reset(draft::listing(containers), now);
     planner
 }
 
-fn generated(runner: &mut TestRunner) -> (Vec<EdgeDraft>, Vec<Draft>, bool) {
+fn generated(runner: &mut TestRunner) -> (PolicyDraft, Vec<Draft>, bool) {
     let services = prop::collection::btree_set(0..draft::SERVICES.len(), 0..3);
     let strategy = (
-        edges(),
+        policies(),
         prop::collection::vec(services, PLACES.len()),
         any::<bool>(),
     );
-    let (edges, services, denied) = strategy.new_tree(runner).unwrap().current();
+    let (policy, services, denied) = strategy.new_tree(runner).unwrap().current();
     let containers = services
         .into_iter()
         .zip(PLACES.map(|network| BTreeSet::from([network])));
-    (edges, containers.collect(), denied)
+    (policy, containers.collect(), denied)
 }
 
 #[test]
@@ -321,10 +323,10 @@ async fn compare() {
     assert!(lost.is_empty(), "without rules, these did not pass: {lost:?}");
 
     let mut runner = TestRunner::new(ProptestConfig::default());
-    let (mut policies, mut passed, mut denied) = (0, 0, 0);
-    while policies < POLICIES && started.elapsed() < LONGEST {
-        let (edges, containers, closed) = generated(&mut runner);
-        let files = write_policy(&edges);
+    let (mut count, mut passed, mut denied) = (0, 0, 0);
+    while count < POLICIES && started.elapsed() < LONGEST {
+        let (draft, containers, closed) = generated(&mut runner);
+        let files = write_policy(&draft);
         let loaded = policy::load(&files).unwrap();
         let unmanaged = if closed { Unmanaged::Deny } else { Unmanaged::Allow };
         let mut planner = planned(loaded.policy, &containers, unmanaged, &links);
@@ -336,7 +338,7 @@ async fn compare() {
             .collect();
         assert!(
             carried_out.is_ok(),
-            "policy {policies} was not loaded: {carried_out:?}\n{containers:?}\n{unmanaged:?}\n{}",
+            "policy {count} was not loaded: {carried_out:?}\n{containers:?}\n{unmanaged:?}\n{}",
             text.join("\n")
         );
         let allowed = |probe: &Probe| expected(&planner, &probe.from, &probe.to, probe.traffic);
@@ -350,9 +352,9 @@ async fn compare() {
         );
         passed += probes.iter().filter(|probe| allowed(probe)).count();
         denied += probes.iter().filter(|probe| !allowed(probe)).count();
-        policies += 1;
+        count += 1;
     }
-    println!("{policies} policies, {passed} packets passed and {denied} were denied, as declared");
-    assert!(policies >= 12, "only {policies} policies in {LONGEST:?}");
+    println!("{count} policies, {passed} packets passed and {denied} were denied, as declared");
+    assert!(count >= 12, "only {count} policies in {LONGEST:?}");
     assert!(passed > 0 && denied > 0);
 }

@@ -4,6 +4,8 @@
 //! are raw objects, because its `SetType` has neither `verdict` nor `iface_index`. Priorities are integers: nft 1.0.6
 //! silently makes a chain without a hook of a priority given as text.
 
+use std::borrow::Cow;
+
 use nftables::schema::{Chain, Counter, FlushObject, NfCmd, NfListObject, Rule, Table};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use serde_json::{Value, json};
@@ -38,7 +40,7 @@ fn commands(step: &Step) -> Vec<Value> {
                 *table, name, None,
             ))))]
         }
-        Step::AddRule(table, name, rule) => vec![add(rule_object(*table, name, rule))],
+        Step::AddRule(table, name, rule) => vec![add_rule(*table, name, rule)],
         Step::Element(change) => vec![element(change)],
         Step::DeleteChain(table, name) => vec![delete(chain_object(*table, name, None))],
         Step::DeleteSet(set) => vec![delete_set(set)],
@@ -123,17 +125,22 @@ fn chain_object(table: TableFamily, name: &ChainName, hook: Option<Hook>) -> NfL
     NfListObject::Chain(chain(table, name, hook))
 }
 
-/// `rule inet cofferdam CHAIN … comment "…"`
-fn rule_object<'a>(table: TableFamily, chain: &'a ChainName, rule: &'a ruleset::Rule) -> NfListObject<'a> {
-    NfListObject::Rule(Rule {
+/// `add rule inet cofferdam CHAIN … comment "…"`
+fn add_rule(table: TableFamily, chain: &ChainName, rule: &ruleset::Rule) -> Value {
+    let mut command = add(NfListObject::Rule(Rule {
         family: family(table),
         table: TABLE.into(),
         chain: chain.as_str().into(),
-        expr: rule.statements.iter().map(statement).collect(),
+        expr: Cow::default(),
         handle: None,
         index: None,
         comment: rule.comment.as_deref().map(|text| comment(text).into()),
-    })
+    }));
+    let statements: Vec<Value> = rule.statements.iter().map(statement).collect();
+    if let Some(expr) = command.pointer_mut("/add/rule/expr") {
+        *expr = json!(statements);
+    }
+    command
 }
 
 /// A comment within nft's limit. With a quotation mark within, what nft lists could not be loaded again.

@@ -3,12 +3,14 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use nftables::expr::{
     BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Range, SetItem,
 };
 use nftables::stmt::{
     Counter, JumpTarget, Limit, Log, Mangle, Match, Operator, Statement as Nft, VerdictMap,
 };
+use serde_json::{Value, json};
 
 use crate::net::{AddressSet, Family, PortRange, Transport};
 use crate::plan::ruleset::{
@@ -18,8 +20,11 @@ use crate::plan::ruleset::{
 /// The bytes of a packet that a log message carries: enough for every header.
 const SNAPLEN: u32 = 128;
 
-pub(super) fn statement(statement: &Statement) -> Nft<'_> {
-    match statement {
+/// A statement as JSON. The types have text keys only, so that this cannot fail; if it did, nft would refuse the rule, and
+/// with it the transaction.
+pub(super) fn statement(statement: &Statement) -> Value {
+    let typed = match statement {
+        Statement::Before(end) => return before(*end),
         Statement::Interface(side, interfaces) => interface(*side, interfaces),
         Statement::Port(side, set) => equal(meta(side_of(*side, MetaKey::Iif, MetaKey::Oif)), in_set(set)),
         Statement::Address(side, family, addresses) => address(*side, *family, addresses),
@@ -50,7 +55,14 @@ pub(super) fn statement(statement: &Statement) -> Nft<'_> {
         Statement::Drop => Nft::Drop(None),
         Statement::Goto(chain) => goto(chain),
         Statement::Jump(chain) => Nft::Jump(target(chain)),
-    }
+    };
+    serde_json::to_value(typed).unwrap_or_else(|error| json!({ "unrenderable": error.to_string() }))
+}
+
+/// `meta time < "2026-12-01 00:00:00"`: a key that the `nftables` crate does not have. As a number it is in seconds since the
+/// epoch and does not depend on the host's time zone, as the text would.
+fn before(end: Timestamp) -> Value {
+    json!({ "match": { "op": "<", "left": { "meta": { "key": "time" } }, "right": end.as_second() } })
 }
 
 fn side_of<T>(side: Side, source: T, destination: T) -> T {

@@ -5,13 +5,13 @@
 
 mod identity;
 mod networks;
+mod rights;
 mod unenforceable;
 
 pub use identity::{Identity, Standing, standing};
 pub use networks::{Attachment, Role, ServiceNetwork, guarded_networks, owner, service_networks};
+pub use rights::{Rights, Verdict};
 pub use unenforceable::{Finding, OnUnenforceable, Unenforceable, is_to_be_cut, unenforceable};
-
-use crate::policy::Policy;
 
 /// What happens between containers that no service selects.
 #[derive(
@@ -24,12 +24,4 @@ pub enum Unmanaged {
     Allow,
     /// They are closed, as if they belonged to a service without edges.
     Deny,
-}
-
-/// A policy with what the host's settings add to its meaning.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Rights {
-    pub policy: Policy,
-    pub unmanaged: Unmanaged,
-    pub unenforceable: OnUnenforceable,
 }

@@ -40,7 +40,7 @@ pub fn faults(ruleset: &Ruleset) -> Vec<String> {
                 .into_iter()
                 .for_each(|what| faults.push(place(&what)));
             if *family == TableFamily::Inet {
-                if must_be_closed(name) && !ends_closed(chain) {
+                if ends(name).is_some_and(|targets| !ends_in(chain, targets)) {
                     faults.push(place("does not end with a denial"));
                 }
                 if name.as_str() != "pass" && accepts(chain) {
@@ -52,19 +52,24 @@ pub fn faults(ruleset: &Ruleset) -> Vec<String> {
     faults
 }
 
-/// Chains that decide about a managed end.
-fn must_be_closed(name: &ChainName) -> bool {
+/// What a chain's last rule may go to; `None` where any will do. Chains that decide about a managed end go to a denial, or to
+/// an audit, which reports.
+fn ends(name: &ChainName) -> Option<&'static [&'static str]> {
     let name = name.as_str();
-    let governs = ["governed", "local_governed", "host_governed"].contains(&name);
+    if ["governed", "local_governed", "host_governed"].contains(&name) {
+        return Some(&["deny"]);
+    }
     let decides = ["in_", "out_", "fromhost_", "tohost_", "pair_"]
         .iter()
         .any(|prefix| name.starts_with(prefix));
-    governs || decides && name != "in_unmanaged" && name != "out_unmanaged"
+    (decides && name != "in_unmanaged" && name != "out_unmanaged").then_some(&["deny", "audit"])
 }
 
-fn ends_closed(chain: &Chain) -> bool {
-    let deny = [Statement::Goto(ChainName::from("deny"))];
-    chain.rules.last().is_some_and(|rule| rule.statements == deny)
+fn ends_in(chain: &Chain, targets: &[&str]) -> bool {
+    chain.rules.last().is_some_and(|rule| match &rule.statements[..] {
+        [Statement::Goto(target)] => targets.contains(&target.as_str()),
+        _ => false,
+    })
 }
 
 fn accepts(chain: &Chain) -> bool {
@@ -109,6 +114,7 @@ fn dangling(table: &Table, chain: &Chain) -> BTreeSet<String> {
             | Statement::Icmp(..)
             | Statement::Protocol(_)
             | Statement::SentByRoot
+            | Statement::Before(_)
             | Statement::Stamped(_)
             | Statement::Stamp(_)
             | Statement::Limit { .. }

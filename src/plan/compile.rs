@@ -32,10 +32,12 @@ pub struct Structure {
     pub ruleset: Ruleset,
     /// For each identity, the identities that some edge lets it call.
     pub callees: BTreeMap<Identity, BTreeSet<Identity>>,
-    /// The identities that the host may call.
+    /// The identities that have a chain for what the host calls.
     pub from_host: BTreeSet<Identity>,
-    /// The identities that may call the host.
+    /// The identities that have a chain for what they call of the host.
     pub to_host: BTreeSet<Identity>,
+    /// The identities at which passes what no edge permits.
+    pub audited: BTreeSet<Identity>,
 }
 
 impl Structure {
@@ -48,13 +50,19 @@ impl Structure {
 /// Compiles the structure for the identities that exist on this host.
 pub fn compile(rights: &Rights, identities: &BTreeSet<Identity>, options: Options) -> Structure {
     let grants = Grants::new(rights, identities);
+    let audited: BTreeSet<Identity> = identities
+        .iter()
+        .filter(|it| rights.is_audited(it))
+        .cloned()
+        .collect();
     let mut inet = inet_skeleton(rights.unmanaged, options);
     for identity in identities {
-        add_identity(&mut inet, identity, &grants);
+        add_identity(&mut inet, identity, &grants, audited.contains(identity));
     }
     for ((from, to), edges) in &grants.pairs {
         let mut rules: Vec<Rule> = edges.iter().flat_map(|edge| edge_rules(&[], edge)).collect();
-        rules.push(goto("deny"));
+        let both = audited.contains(from) && audited.contains(to);
+        rules.push(goto(if both { "audit" } else { "deny" }));
         inet.chains
             .insert(names::pair(from, to), Chain { hook: None, rules });
     }
@@ -68,11 +76,15 @@ pub fn compile(rights: &Rights, identities: &BTreeSet<Identity>, options: Option
     for (from, to) in grants.pairs.keys() {
         callees.entry((*from).clone()).or_default().insert((*to).clone());
     }
-    let owned = |map: &BTreeMap<&Identity, Vec<&Edge>>| map.keys().map(|it| (*it).clone()).collect();
+    let with_chain = |map: &BTreeMap<&Identity, Vec<&Edge>>| -> BTreeSet<Identity> {
+        let declared = map.keys().map(|it| (*it).clone());
+        declared.chain(audited.iter().cloned()).collect()
+    };
     Structure {
         callees,
-        from_host: owned(&grants.from_host),
-        to_host: owned(&grants.to_host),
+        from_host: with_chain(&grants.from_host),
+        to_host: with_chain(&grants.to_host),
+        audited,
         ruleset: Ruleset {
             tables: BTreeMap::from([
                 (TableFamily::Inet, inet),
@@ -152,7 +164,9 @@ impl<'a> Grants<'a> {
 }
 
 /// The chains of one identity.
-fn add_identity(inet: &mut Table, identity: &Identity, grants: &Grants<'_>) {
+fn add_identity(inet: &mut Table, identity: &Identity, grants: &Grants<'_>, is_audited: bool) {
+    // What no edge permits.
+    let otherwise = || goto(if is_audited { "audit" } else { "deny" });
     let mut inbound = Vec::new();
     if grants.called.contains(identity) {
         for family in Family::ALL {
@@ -170,8 +184,12 @@ fn add_identity(inet: &mut Table, identity: &Identity, grants: &Grants<'_>) {
             inbound.push(rule([Statement::AddressMap(Side::Source, family, callers)]));
         }
     }
-    inbound.extend(outside_rules(Side::Source, grants.from_outside.get(identity)));
-    inbound.push(goto("deny"));
+    inbound.extend(outside_rules(
+        Side::Source,
+        grants.from_outside.get(identity),
+        is_audited,
+    ));
+    inbound.push(otherwise());
     inet.chains.insert(
         names::inbound(identity),
         Chain {
@@ -180,8 +198,8 @@ fn add_identity(inet: &mut Table, identity: &Identity, grants: &Grants<'_>) {
         },
     );
 
-    let mut outbound = outside_rules(Side::Destination, grants.to_outside.get(identity));
-    outbound.push(goto("deny"));
+    let mut outbound = outside_rules(Side::Destination, grants.to_outside.get(identity), is_audited);
+    outbound.push(otherwise());
     inet.chains.insert(
         names::outbound(identity),
         Chain {
@@ -194,23 +212,32 @@ fn add_identity(inet: &mut Table, identity: &Identity, grants: &Grants<'_>) {
         (grants.from_host.get(identity), names::from_host(identity)),
         (grants.to_host.get(identity), names::to_host(identity)),
     ] {
-        if let Some(edges) = edges {
-            let mut rules: Vec<Rule> = edges.iter().flat_map(|edge| edge_rules(&[], edge)).collect();
-            rules.push(goto("deny"));
+        if edges.is_some() || is_audited {
+            let edges = edges.into_iter().flatten();
+            let mut rules: Vec<Rule> = edges.flat_map(|edge| edge_rules(&[], edge)).collect();
+            rules.push(otherwise());
             inet.chains.insert(name, Chain { hook: None, rules });
         }
     }
 }
 
-/// The rules for world and externals, after a jump that denies whatever is on a container's bridge.
-fn outside_rules(side: Side, grants: Option<&Vec<(&Edge, Option<&AddressSet>)>>) -> Vec<Rule> {
-    let Some(grants) = grants else { return Vec::new() };
-    let containers = match side {
-        Side::Source => "from_containers",
-        Side::Destination => "to_containers",
+/// The rules for world and externals, after a jump that denies (or audits) whatever is on a container's bridge.
+fn outside_rules(
+    side: Side,
+    grants: Option<&Vec<(&Edge, Option<&AddressSet>)>>,
+    is_audited: bool,
+) -> Vec<Rule> {
+    if grants.is_none() && !is_audited {
+        return Vec::new();
+    }
+    let containers = match (side, is_audited) {
+        (Side::Source, false) => "from_containers",
+        (Side::Destination, false) => "to_containers",
+        (Side::Source, true) => "audit_from_containers",
+        (Side::Destination, true) => "audit_to_containers",
     };
     let mut rules = vec![rule([Statement::Jump(chain(containers))])];
-    for (edge, addresses) in grants {
+    for (edge, addresses) in grants.into_iter().flatten() {
         let Some(addresses) = addresses else {
             rules.extend(edge_rules(&[], edge));
             continue;
@@ -260,6 +287,7 @@ fn edge_rules(prefix: &[Statement], edge: &Edge) -> Vec<Rule> {
         .into_iter()
         .map(|ports| {
             let mut statements = prefix.to_vec();
+            statements.extend(edge.until.map(Statement::Before));
             statements.extend(ports);
             statements.push(Statement::Counter(names::counter(edge)));
             statements.push(Statement::Goto(chain("pass")));

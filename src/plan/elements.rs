@@ -141,6 +141,10 @@ impl View<'_> {
         if self.structure.to_host.contains(identity) {
             goto(names::by_family("tohost", family), names::to_host(identity));
         }
+        if self.structure.audited.contains(identity) {
+            let set = names::inet(names::by_family("audited", family));
+            claim.insert((set, address_key(address)), None);
+        }
     }
 
     /// An unmanaged address on a guarded network.

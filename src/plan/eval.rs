@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
+use jiff::Timestamp;
+
 use super::ruleset::{
     Addresses, BindingSource, ChainName, Elements, EtherType, HookPoint, Interfaces, Key, Rule, Ruleset,
     SetName, SetRef, Side, Statement, Table, TableFamily,
@@ -76,6 +78,8 @@ pub enum Verdict {
 pub struct Kernel<'a> {
     pub ruleset: &'a Ruleset,
     pub elements: &'a Elements,
+    /// The host's clock.
+    pub now: Timestamp,
 }
 
 enum Outcome {
@@ -208,6 +212,7 @@ impl Walk<'_> {
                 _ => false,
             },
             Statement::SentByRoot => self.packet.sent_by_root,
+            Statement::Before(end) => self.kernel.now.as_second() < end.as_second(),
             Statement::EtherSource(set) => self
                 .packet
                 .frame

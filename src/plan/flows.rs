@@ -70,7 +70,6 @@ pub fn may_go_on(rights: &Rights, addresses: &Addresses<'_>, flow: OpenFlow) -> 
         return false;
     };
     rights
-        .policy
-        .allows(&from, &to, flow.traffic, Family::of(flow.server))
-        .is_some()
+        .judge(&from, &to, flow.traffic, Family::of(flow.server))
+        .passes()
 }

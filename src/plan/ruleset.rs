@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use crate::net::{AddressSet, Family, IfName, Mac, PortRange, Transport};
 
@@ -279,6 +280,8 @@ pub enum Statement {
     Icmp(Family, Option<BTreeSet<u8>>),
     /// `meta l4proto 2`
     Protocol(u8),
+    /// `meta time < "2026-12-01 00:00:00"`, in whole seconds: the kernel itself ends what has an end.
+    Before(Timestamp),
     /// `meta mark & BITS != 0`
     Stamped(u32),
     /// `meta mark set meta mark | BITS`

@@ -47,7 +47,9 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
             verdicts: false,
             size: Some(ENDPOINTS),
         };
-        table.sets.insert(names::by_family("unmanaged", family), spec);
+        for name in ["unmanaged", "audited"] {
+            table.sets.insert(names::by_family(name, family), spec);
+        }
         for name in ["hairpin", "proxied"] {
             let spec = SetSpec {
                 key: service_key(family),
@@ -63,7 +65,9 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
         };
         table.sets.insert(names::by_family("guarded", family), spec);
     }
-    table.counters.insert(CounterName::from("denied"));
+    for name in ["denied", "audited"] {
+        table.counters.insert(CounterName::from(name));
+    }
 
     base(&mut table, "forward", HookPoint::Forward, -10, {
         let mut rules = scope(Side::Source, "governed");
@@ -153,33 +157,77 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
     ] {
         plain(&mut table, name, unmanaged_rules(unmanaged, side));
     }
+    for (side, name) in [
+        (Side::Source, "audit_from_containers"),
+        (Side::Destination, "audit_to_containers"),
+    ] {
+        plain(&mut table, name, audit_rules(unmanaged, side));
+    }
     // meta mark set meta mark | STAMP accept
     plain(
         &mut table,
         "pass",
         vec![rule([Statement::Stamp(options.stamp), Statement::Accept])],
     );
-    plain(
-        &mut table,
-        "deny",
-        vec![
-            rule([
-                Statement::Limit {
-                    per_second: 200,
-                    burst: 200,
-                },
-                Statement::Log {
-                    prefix: "cofferdam denied".to_owned(),
-                    group: options.nflog_group,
-                },
-            ]),
-            rule([Statement::Counter(CounterName::from("denied")), Statement::Drop]),
-        ],
-    );
+    for (name, counter, end) in [
+        ("deny", "denied", Statement::Drop),
+        ("audit", "audited", Statement::Goto(chain("pass"))),
+    ] {
+        plain(
+            &mut table,
+            name,
+            vec![
+                rule([
+                    Statement::Limit {
+                        per_second: 200,
+                        burst: 200,
+                    },
+                    Statement::Log {
+                        prefix: format!("cofferdam {counter}"),
+                        group: options.nflog_group,
+                    },
+                ]),
+                rule([Statement::Counter(CounterName::from(counter)), end]),
+            ],
+        );
+    }
     table
 }
 
-/// An unmanaged container's other end must be unmanaged too, or no container at all.
+/// One end is in audit: what the other end, on this side, is a container of passes as audited, unless that one enforces or
+/// nobody knows it.
+fn audit_rules(unmanaged: Unmanaged, side: Side) -> Vec<Rule> {
+    let names: &[&str] = match unmanaged {
+        Unmanaged::Allow => &["audited", "unmanaged"],
+        Unmanaged::Deny => &["audited"],
+    };
+    let containers = match side {
+        Side::Source => "from_containers",
+        Side::Destination => "to_containers",
+    };
+    let mut rules = Vec::new();
+    for name in names {
+        for family in Family::ALL {
+            // ip saddr @audited4 goto audit
+            let within = Addresses::In(names::by_family(name, family));
+            rules.push(rule([
+                Statement::Address(side, family, within),
+                Statement::Goto(chain("audit")),
+            ]));
+        }
+    }
+    if unmanaged == Unmanaged::Allow {
+        // iifname @unguarded goto audit: only unmanaged containers are there.
+        rules.push(rule([
+            interface(side, "unguarded"),
+            Statement::Goto(chain("audit")),
+        ]));
+    }
+    rules.push(goto(containers));
+    rules
+}
+
+/// An unmanaged container's other end must be unmanaged too, or in audit, or no container at all.
 fn unmanaged_rules(unmanaged: Unmanaged, side: Side) -> Vec<Rule> {
     if unmanaged == Unmanaged::Deny {
         return vec![goto("deny")];
@@ -191,6 +239,14 @@ fn unmanaged_rules(unmanaged: Unmanaged, side: Side) -> Vec<Rule> {
             pass(Statement::Address(side, *family, within))
         })
         .collect();
+    for family in Family::ALL {
+        // ip saddr @audited4 goto audit
+        let within = Addresses::In(names::by_family("audited", family));
+        rules.push(rule([
+            Statement::Address(side, family, within),
+            Statement::Goto(chain("audit")),
+        ]));
+    }
     rules.extend(scope(side, "deny"));
     rules.push(goto("pass"));
     rules

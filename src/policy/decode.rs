@@ -4,14 +4,15 @@
 
 use std::collections::BTreeSet;
 
-use super::Ports;
-use super::document::{AllowEntry, Document, ExternalEntry, Fact, Mode, PeerText, ServiceEntry};
+use jiff::Timestamp;
+
+use super::document::{AllowEntry, Document, ExternalEntry, Fact, PeerText, ServiceEntry};
 use super::fault::Code;
 use super::fields::{self, Fields};
 use super::suggest::{self, did_you_mean};
 use super::text::{Report, Sited};
 use super::yaml::{Node, Value};
-use super::{externals, names, selectors};
+use super::{Expectation, Mode, Ports, externals, names, selectors};
 
 const TOP: [&str; 7] = [
     "cofferdam",
@@ -81,21 +82,11 @@ fn check_version(node: &Node, report: &mut Report<'_>) {
     }
 }
 
-/// `enforce`; `audit` is understood and refused.
 fn mode(node: &Node, report: &mut Report<'_>) -> Option<Sited<Mode>> {
     let text = fields::text(node, "`mode` is `enforce` or `audit`", report)?;
     let value = match text.value.as_str() {
         "enforce" => Mode::Enforce,
-        "audit" => {
-            report
-                .add(
-                    Code::UnsupportedAudit,
-                    text.site,
-                    "`mode: audit` is not supported yet by this version",
-                )
-                .help("remove it or write `enforce`: a mode that is not carried out is never accepted");
-            Mode::Audit
-        }
+        "audit" => Mode::Audit,
         other => {
             let suggestion = suggest::closest(other, ["enforce", "audit"]);
             report
@@ -115,17 +106,20 @@ fn mode(node: &Node, report: &mut Report<'_>) -> Option<Sited<Mode>> {
 fn service(key: &Sited<String>, node: &Node, report: &mut Report<'_>) -> Option<ServiceEntry> {
     let name = names::declared(key, "service", report);
     let mut selectors = Vec::new();
+    let mut own_mode = None;
     if let Some(fields) = Fields::of(node, "a service", &["select", "mode"], report) {
-        if let Some(mode_node) = fields.get("mode") {
-            mode(mode_node, report);
-        }
+        own_mode = fields.get("mode").and_then(|node| mode(node, report));
         if let Some(select) = fields.need("select", report) {
             for one in fields::one_or_many(select, "`select`", report) {
                 selectors.extend(selectors::selector(one, report));
             }
         }
     }
-    name.map(|name| ServiceEntry { name, selectors })
+    name.map(|name| ServiceEntry {
+        name,
+        selectors,
+        mode: own_mode.map(|mode| mode.value),
+    })
 }
 
 fn external(key: &Sited<String>, node: &Node, report: &mut Report<'_>) -> Option<ExternalEntry> {
@@ -155,9 +149,7 @@ fn edge(node: &Node, report: &mut Report<'_>) -> Option<AllowEntry> {
             ports.extend(port(one, report));
         }
     }
-    if let Some(until) = fields.get("until") {
-        check_until(until, report);
-    }
+    let end = fields.get("until").and_then(|node| until(node, report));
     let why = fields
         .get("why")
         .and_then(|why| fields::text(why, "`why` is text", report));
@@ -166,6 +158,7 @@ fn edge(node: &Node, report: &mut Report<'_>) -> Option<AllowEntry> {
         from,
         to,
         ports,
+        until: end,
         why: why.map(|why| why.value),
     })
 }
@@ -187,47 +180,36 @@ fn port(node: &Node, report: &mut Report<'_>) -> Option<Ports> {
     }
 }
 
-/// `until` is read completely and then refused.
-fn check_until(node: &Node, report: &mut Report<'_>) {
-    let Some(text) = fields::text(
+fn until(node: &Node, report: &mut Report<'_>) -> Option<Timestamp> {
+    let text = fields::text(
         node,
         "`until` is a time as text, such as 2026-12-01T00:00:00Z",
         report,
-    ) else {
-        return;
-    };
-    match text.value.parse::<jiff::Timestamp>() {
-        Ok(_) => {
-            report
-                .add(
-                    Code::UnsupportedUntil,
-                    text.site,
-                    "`until` is not supported yet by this version",
-                )
-                .help("remove it, and remove the edge by hand when its time has come");
-        }
-        Err(_) => {
-            report
-                .add(Code::BadTime, text.site, format!("`{}` is not a time (RFC 3339)", text.value))
-                .help("write date, time and offset, such as `2026-12-01T00:00:00Z` or `2026-12-01T00:00:00+01:00`");
-        }
+    )?;
+    let time = text.value.parse().ok();
+    if time.is_none() {
+        report
+            .add(
+                Code::BadTime,
+                text.site,
+                format!("`{}` is not a time (RFC 3339)", text.value),
+            )
+            .help(
+                "write date, time and offset, such as `2026-12-01T00:00:00Z` or `2026-12-01T00:00:00+01:00`",
+            );
     }
+    time
 }
 
-/// `tests` are read completely and then refused.
 fn tests(node: &Node, report: &mut Report<'_>) -> Vec<Sited<Fact>> {
     let Some(fields) = Fields::of(node, "`tests`", &["reachable", "unreachable"], report) else {
         return Vec::new();
     };
-    report
-        .add(
-            Code::UnsupportedTests,
-            node.site,
-            "`tests` are not supported yet by this version",
-        )
-        .help("remove them: tests that are not run are never accepted");
     let mut facts = Vec::new();
-    for name in ["reachable", "unreachable"] {
+    for (name, expected) in [
+        ("reachable", Expectation::Reachable),
+        ("unreachable", Expectation::Unreachable),
+    ] {
         let Some(list) = fields.get(name) else {
             continue;
         };
@@ -237,14 +219,14 @@ fn tests(node: &Node, report: &mut Report<'_>) -> Vec<Sited<Fact>> {
                 &format!("`{name}` holds texts such as \"web -> api:8080\""),
                 report,
             );
-            facts.extend(text.and_then(|text| fact(&text, report)));
+            facts.extend(text.and_then(|text| fact(&text, expected, report)));
         }
     }
     facts
 }
 
 /// `web -> api:8080`, `world -> web:443/tcp`, `a -> b:icmp`.
-fn fact(text: &Sited<String>, report: &mut Report<'_>) -> Option<Sited<Fact>> {
+fn fact(text: &Sited<String>, expected: Expectation, report: &mut Report<'_>) -> Option<Sited<Fact>> {
     let site = text.site;
     let parts = text.value.split_once("->").and_then(|(from, to)| {
         let (to, ports) = to.split_once(':')?;
@@ -256,11 +238,15 @@ fn fact(text: &Sited<String>, report: &mut Report<'_>) -> Option<Sited<Fact>> {
             .help("write `from -> to:port`, such as `web -> api:8080` or `web -> api:53/udp`");
         return None;
     };
-    if let Err(error) = ports.parse::<Ports>() {
-        report
-            .add(Code::BadPorts, site, error.message)
-            .help_if(error.help);
-    }
+    let ports = match ports.parse::<Ports>() {
+        Ok(ports) => Some(ports),
+        Err(error) => {
+            report
+                .add(Code::BadPorts, site, error.message)
+                .help_if(error.help);
+            None
+        }
+    };
     let mut end = |name: &str| {
         let peer = names::peer(
             &Sited {
@@ -281,7 +267,12 @@ fn fact(text: &Sited<String>, report: &mut Report<'_>) -> Option<Sited<Fact>> {
     };
     let (from, to) = (end(from), end(to));
     Some(Sited {
-        value: Fact { from: from?, to: to? },
+        value: Fact {
+            from: from?,
+            to: to?,
+            ports: ports?,
+            expected,
+        },
         site,
     })
 }

@@ -1,7 +1,9 @@
 //! One file as written: every part that could be read, each with its place. Names are not looked up yet.
 
+use jiff::Timestamp;
+
 use super::text::{Site, Sited};
-use super::{Name, Ports, Selector};
+use super::{Expectation, Mode, Name, Ports, Selector};
 
 /// What a file declares. Parts that could not be read are missing here and are faults already.
 #[derive(Debug)]
@@ -14,16 +16,11 @@ pub(super) struct Document {
     pub(super) tests: Vec<Sited<Fact>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
-    Enforce,
-    Audit,
-}
-
 #[derive(Debug)]
 pub(super) struct ServiceEntry {
     pub(super) name: Sited<Name>,
     pub(super) selectors: Vec<Sited<Selector>>,
+    pub(super) mode: Option<Mode>,
 }
 
 #[derive(Debug)]
@@ -38,6 +35,7 @@ pub(super) struct AllowEntry {
     pub(super) from: Vec<Sited<PeerText>>,
     pub(super) to: Vec<Sited<PeerText>>,
     pub(super) ports: std::collections::BTreeSet<Ports>,
+    pub(super) until: Option<Timestamp>,
     pub(super) why: Option<String>,
 }
 
@@ -59,4 +57,6 @@ pub(super) enum PeerText {
 pub(super) struct Fact {
     pub(super) from: PeerText,
     pub(super) to: PeerText,
+    pub(super) ports: Ports,
+    pub(super) expected: Expectation,
 }

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
+
 use super::document::{AllowEntry, Document, PeerText};
 use super::fault::Code;
 use super::resolve::Segments;
 use super::suggest::{self, did_you_mean};
 use super::text::{Report, Site, Sited};
-use super::{Edge, Name, Peer, Ports, ScopedName};
+use super::{Edge, Name, Peer, Ports, ScopedName, Test};
 
 /// How many edges a policy may have once lists and `*` are expanded.
 const MAX_EDGES: usize = 200_000;
@@ -17,8 +19,9 @@ const MAX_EDGES: usize = 200_000;
 pub(super) struct Edges<'s, 'd> {
     segments: &'s Segments<'d>,
     unread: &'s [&'s str],
-    /// By what they permit; the first entry that says it is kept.
-    edges: BTreeMap<(Peer, Peer, BTreeSet<Ports>), Edge>,
+    /// By what they permit and until when; the first entry that says it is kept.
+    edges: BTreeMap<(Peer, Peer, BTreeSet<Ports>, Option<Timestamp>), Edge>,
+    tests: Vec<Test>,
 }
 
 impl<'s, 'd> Edges<'s, 'd> {
@@ -27,14 +30,16 @@ impl<'s, 'd> Edges<'s, 'd> {
             segments,
             unread,
             edges: BTreeMap::new(),
+            tests: Vec::new(),
         }
     }
 
-    pub(super) fn into_set(self) -> BTreeSet<Edge> {
-        self.edges.into_values().collect()
+    /// The edges, and the tests in their order.
+    pub(super) fn into_parts(self) -> (BTreeSet<Edge>, Vec<Test>) {
+        (self.edges.into_values().collect(), self.tests)
     }
 
-    /// Adds a document's edges and looks up the names in its tests.
+    /// Adds a document's edges and its tests.
     pub(super) fn add(&mut self, document: &Document, report: &mut Report<'_>) {
         let Some(segment) = &document.segment else {
             return;
@@ -49,10 +54,18 @@ impl<'s, 'd> Edges<'s, 'd> {
             };
             let from = self.peers(&end(&fact.value.from), &segment.value, report);
             let to = self.peers(&end(&fact.value.to), &segment.value, report);
-            for (from, to) in from.iter().zip(&to) {
+            for (from, to) in from.into_iter().zip(to) {
                 if !matches!(from, Peer::Service(_)) && !matches!(to, Peer::Service(_)) {
-                    no_service(from, to, fact.site, report);
+                    no_service(&from, &to, fact.site, report);
+                    continue;
                 }
+                self.tests.push(Test {
+                    from,
+                    to,
+                    ports: fact.value.ports,
+                    expected: fact.value.expected,
+                    location: report.location(fact.site),
+                });
             }
         }
     }
@@ -87,11 +100,12 @@ impl<'s, 'd> Edges<'s, 'd> {
                 if !check_owner((*from_site, from), (*to_site, to), segment, report) {
                     continue;
                 }
-                let key = (from.clone(), to.clone(), entry.ports.clone());
+                let key = (from.clone(), to.clone(), entry.ports.clone(), entry.until);
                 self.edges.entry(key).or_insert_with(|| Edge {
                     from: from.clone(),
                     to: to.clone(),
                     ports: entry.ports.clone(),
+                    until: entry.until,
                     why: entry.why.clone(),
                     location: report.location(entry.site),
                 });

@@ -95,12 +95,6 @@ codes! {
     BadTime = "CFD050",
     /// A line of `tests` that cannot be read.
     BadTest = "CFD051",
-    /// `mode: audit`, which this version does not do.
-    UnsupportedAudit = "CFD060",
-    /// `until`, which this version does not do.
-    UnsupportedUntil = "CFD061",
-    /// `tests`, which this version does not run.
-    UnsupportedTests = "CFD062",
 }
 
 impl fmt::Display for Code {

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use jiff::Timestamp;
+
 use super::{Edge, Peer, Policy, ScopedName, ServiceId, Subject};
 use crate::net::{Family, Traffic};
 
@@ -57,6 +59,22 @@ impl Policy {
                 .is_some_and(|addresses| addresses.contains(*address)),
             _ => false,
         }
+    }
+
+    /// The policy as it is at this moment: without the edges that have ended.
+    #[must_use]
+    pub fn at(&self, now: Timestamp) -> Self {
+        let mut policy = self.clone();
+        policy
+            .edges
+            .retain(|edge| edge.until.is_none_or(|until| now < until));
+        policy
+    }
+
+    /// The moment after `now` at which the next edge ends.
+    pub fn next_end(&self, now: Timestamp) -> Option<Timestamp> {
+        let ends = self.edges.iter().filter_map(|edge| edge.until);
+        ends.filter(|until| now < *until).min()
     }
 
     /// The services whose selectors match the container.

@@ -30,6 +30,8 @@ mod yaml;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use jiff::Timestamp;
+
 pub use self::fault::{Code, Fault, Faults, Other, count};
 pub use self::load::{Loaded, MAX_FILE_BYTES, Revision, SourceFile, load, load_with, revision};
 pub use self::meaning::{Membership, Party};
@@ -110,6 +112,47 @@ pub struct Policy {
     pub externals: BTreeMap<ScopedName, AddressSet>,
     /// One service to one service: lists and `*` are expanded.
     pub edges: BTreeSet<Edge>,
+    /// What the policy's own `tests` say of it.
+    pub tests: Vec<Test>,
+}
+
+/// What happens to a flow that no edge permits.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// It is dropped.
+    #[default]
+    Enforce,
+    /// It passes and is reported, unless its other end enforces.
+    Audit,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Enforce => "enforce",
+            Self::Audit => "audit",
+        })
+    }
+}
+
+/// What a line of `tests` claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Expectation {
+    Reachable,
+    Unreachable,
+}
+
+/// A line of `tests`: `web -> api:8080` under `reachable` or `unreachable`. At least one end is a service.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Test {
+    pub from: Peer,
+    pub to: Peer,
+    pub ports: Ports,
+    pub expected: Expectation,
+    pub location: Location,
 }
 
 /// A set of containers, chosen by selectors.
@@ -117,6 +160,8 @@ pub struct Policy {
 pub struct Service {
     /// A container belongs to the service when any of them matches; never empty.
     pub selectors: Vec<Selector>,
+    /// Its own, or else its segment's.
+    pub mode: Mode,
     pub location: Location,
 }
 
@@ -149,6 +194,8 @@ pub struct Edge {
     pub to: Peer,
     /// Never empty.
     pub ports: BTreeSet<Ports>,
+    /// The edge is there before this moment and not from it on; `None`: for good.
+    pub until: Option<Timestamp>,
     pub why: Option<String>,
     pub location: Location,
 }

@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::document::{Document, Mode};
+use super::document::{Document, ServiceEntry};
 use super::fault::Code;
 use super::selector::Part;
 use super::text::{Report, Site, Sited};
-use super::{Name, Policy, ScopedName, Selector, Service, ServiceId, edges};
+use super::{Mode, Name, Policy, ScopedName, Selector, Service, ServiceId, edges};
 use crate::net::AddressSet;
 
 /// What all files of a segment declare together.
 #[derive(Debug, Default)]
 pub(super) struct Segment<'d> {
-    pub(super) services: BTreeMap<Name, (Site, &'d [Sited<Selector>])>,
+    pub(super) services: BTreeMap<Name, &'d ServiceEntry>,
     pub(super) externals: BTreeMap<Name, (Site, &'d AddressSet)>,
     mode: Option<&'d Sited<Mode>>,
 }
@@ -41,8 +41,10 @@ pub(super) fn policy(
     for document in documents {
         edges.add(document, report);
     }
+    let (edges, tests) = edges.into_parts();
     let mut policy = Policy {
-        edges: edges.into_set(),
+        edges,
+        tests,
         ..Policy::default()
     };
     for (segment, contents) in &segments {
@@ -50,10 +52,13 @@ pub(super) fn policy(
             segment: segment.clone(),
             name: name.clone(),
         };
-        for (name, (site, selectors)) in &contents.services {
+        let of_segment = contents.mode.map(|mode| mode.value);
+        for (name, entry) in &contents.services {
+            let selectors = entry.selectors.iter();
             let service = Service {
-                selectors: selectors.iter().map(|selector| selector.value.clone()).collect(),
-                location: report.location(*site),
+                selectors: selectors.map(|selector| selector.value.clone()).collect(),
+                mode: entry.mode.or(of_segment).unwrap_or_default(),
+                location: report.location(entry.name.site),
             };
             policy.services.insert(id(name), service);
         }
@@ -88,7 +93,7 @@ fn declare<'d>(document: &'d Document, segment: &mut Segment<'d>, name: &Name, r
     let externals = document.externals.iter().map(|entry| &entry.name);
     let mut refused = BTreeSet::new();
     for declared in services.chain(externals) {
-        let before = segment.services.get(&declared.value).map(|(site, _)| *site);
+        let before = segment.services.get(&declared.value).map(|entry| entry.name.site);
         let before = before.or_else(|| segment.externals.get(&declared.value).map(|(site, _)| *site));
         let within = document.services.iter().map(|entry| &entry.name);
         let within = within.filter(|service| service.value == declared.value && service.site < declared.site);
@@ -111,8 +116,7 @@ fn declare<'d>(document: &'d Document, segment: &mut Segment<'d>, name: &Name, r
         .iter()
         .filter(|entry| !refused.contains(&entry.name.site))
     {
-        let value = (entry.name.site, entry.selectors.as_slice());
-        segment.services.insert(entry.name.value.clone(), value);
+        segment.services.insert(entry.name.value.clone(), entry);
     }
     for entry in document
         .externals
@@ -129,12 +133,12 @@ fn services<'s>(
     segments: &'s Segments<'_>,
 ) -> impl Iterator<Item = (ServiceId, Site, &'s [Sited<Selector>])> {
     segments.iter().flat_map(|(segment, contents)| {
-        contents.services.iter().map(move |(name, (site, selectors))| {
+        contents.services.iter().map(move |(name, entry)| {
             let id = ScopedName {
                 segment: segment.clone(),
                 name: name.clone(),
             };
-            (id, *site, *selectors)
+            (id, entry.name.site, entry.selectors.as_slice())
         })
     })
 }

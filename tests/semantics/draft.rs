@@ -52,6 +52,27 @@ pub(crate) struct EdgeDraft {
     pub(crate) from: usize,
     pub(crate) to: usize,
     pub(crate) ports: Vec<usize>,
+    /// Of [`ENDS`].
+    pub(crate) end: usize,
+}
+
+/// What an edge's `until` is: nothing, a time before [`now`], a time after it.
+pub(crate) const ENDS: [&str; 3] = [
+    "",
+    ", until: 2020-01-01T00:00:00Z",
+    ", until: 2099-12-31T23:59:59+01:00",
+];
+
+/// A moment between the two ends: whatever the host's clock says, it is the same side of both.
+pub(crate) fn now() -> jiff::Timestamp {
+    "2026-12-01T00:00:00Z".parse().unwrap()
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct PolicyDraft {
+    pub(crate) edges: Vec<EdgeDraft>,
+    /// Services in audit.
+    pub(crate) audited: BTreeSet<usize>,
 }
 
 /// The peers of an edge: the services, then world, host and an external.
@@ -71,21 +92,23 @@ pub(crate) fn home(edge: &EdgeDraft) -> Option<&'static str> {
     Some(service.0)
 }
 
-pub(crate) fn write_policy(edges: &[EdgeDraft]) -> Vec<SourceFile> {
+pub(crate) fn write_policy(draft: &PolicyDraft) -> Vec<SourceFile> {
     ["one", "two"]
         .map(|segment| {
             let mut text = format!("cofferdam: 1\nsegment: {segment}\nservices:\n");
-            for (_, name) in SERVICES.iter().filter(|(of, _)| *of == segment) {
-                writeln!(text, "  {name}: {{ select: {{ labels: {{ {segment}-{name}: \"yes\" }} }} }}").unwrap();
+            for (index, (_, name)) in SERVICES.iter().enumerate().filter(|(_, (of, _))| *of == segment) {
+                let mode = if draft.audited.contains(&index) { ", mode: audit" } else { "" };
+                writeln!(text, "  {name}: {{ select: {{ labels: {{ {segment}-{name}: \"yes\" }} }}{mode} }}").unwrap();
             }
             text.push_str(
                 "externals:\n  out: { cidrs: [198.51.100.0/24, \"2001:db8::/32\"], except: [198.51.100.64/26] }\n",
             );
             let mut list = String::new();
-            for edge in edges.iter().filter(|edge| home(edge) == Some(segment)) {
+            for edge in draft.edges.iter().filter(|edge| home(edge) == Some(segment)) {
                 let ports: Vec<&str> = edge.ports.iter().map(|port| PORTS[*port]).collect();
                 let (from, to) = (peer(edge.from, segment), peer(edge.to, segment));
-                writeln!(list, "  - {{ from: {from}, to: {to}, ports: [{}] }}", ports.join(", ")).unwrap();
+                writeln!(list, "  - {{ from: {from}, to: {to}, ports: [{}]{} }}", ports.join(", "), ENDS[edge.end])
+                    .unwrap();
             }
             if !list.is_empty() {
                 write!(text, "allow:\n{list}").unwrap();
@@ -233,11 +256,18 @@ pub(crate) enum At {
     Outside,
 }
 
-pub(crate) fn edges() -> impl Strategy<Value = Vec<EdgeDraft>> {
-    let edge = (0..PEERS, 0..PEERS, prop::collection::vec(0..PORTS.len(), 1..3))
-        .prop_map(|(from, to, ports)| EdgeDraft { from, to, ports })
+pub(crate) fn policies() -> impl Strategy<Value = PolicyDraft> {
+    let ports = prop::collection::vec(0..PORTS.len(), 1..3);
+    // Most edges are for good.
+    let end = prop_oneof![3 => Just(0), 1 => 1..ENDS.len()];
+    let edge = (0..PEERS, 0..PEERS, ports, end)
+        .prop_map(|(from, to, ports, end)| EdgeDraft { from, to, ports, end })
         .prop_filter("an edge has a service end", |edge| home(edge).is_some());
-    prop::collection::vec(edge, 0..8)
+    let audited = prop_oneof![
+        Just(BTreeSet::new()),
+        prop::collection::btree_set(0..SERVICES.len(), 0..4)
+    ];
+    (prop::collection::vec(edge, 0..8), audited).prop_map(|(edges, audited)| PolicyDraft { edges, audited })
 }
 
 pub(crate) fn containers() -> impl Strategy<Value = Vec<(BTreeSet<usize>, BTreeSet<usize>)>> {
@@ -248,7 +278,10 @@ pub(crate) fn containers() -> impl Strategy<Value = Vec<(BTreeSet<usize>, BTreeS
 
 /// What the policy says, with what the settings say of unmanaged containers.
 pub(crate) fn expected(planner: &Planner, from: &End, to: &End, traffic: Traffic) -> bool {
-    let policy = &planner.rights().policy;
+    let rights = Rights {
+        policy: planner.rights().policy.at(now()),
+        ..planner.rights().clone()
+    };
     let standing = |end: &End| match end.at {
         At::Container { container, .. } => planner
             .standings()
@@ -266,11 +299,6 @@ pub(crate) fn expected(planner: &Planner, from: &End, to: &End, traffic: Traffic
         (None, At::Host) => Party::Host,
         (None, _) => Party::Outside(end.address),
     };
-    let managed = |standing: Option<&Standing>| matches!(standing, Some(Standing::Managed(_)));
-    if managed(source) || managed(target) {
-        return policy
-            .allows(&party(from), &party(to), traffic, Family::of(to.address))
-            .is_some();
-    }
-    planner.rights().unmanaged == Unmanaged::Allow
+    let verdict = rights.judge(&party(from), &party(to), traffic, Family::of(to.address));
+    verdict.passes()
 }
