@@ -98,25 +98,26 @@ impl Stage<'_> {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
-            Assertion::DriftReported {} => {
-                let status = self.daemon.status().await?;
-                let count = status.get("drift").map(total).unwrap_or_default();
-                Ok((count == 0).then(|| format!("drift_reported: status reports none: {status}")))
+            Assertion::DriftReported { within_ms } => {
+                let before = self.drift_before;
+                let deadline = Instant::now() + within_ms.map_or(within, Duration::from_millis);
+                self.status_shows("drift_reported", deadline, |status| drift(status) > before)
+                    .await
             }
-            Assertion::ProgrammingErrorReported {} => {
-                let status = self.daemon.status().await?;
-                let state = status.get("state").and_then(Value::as_str).unwrap_or("-");
-                Ok(
-                    (state == "enforcing" && status.get("settled") == Some(&Value::Bool(true)))
-                        .then(|| format!("programming_error_reported: status says {status}")),
-                )
-            }
-            Assertion::PacketNotDelivered { id } => {
-                let index = match id {
-                    None => Some(0),
-                    Some(_) => self.forged.iter().position(|forged| forged.id == *id),
+            Assertion::ProgrammingErrorReported { within_ms } => {
+                let deadline = Instant::now() + within_ms.map_or(within, Duration::from_millis);
+                let reported = |status: &Value| {
+                    let state = status.get("state").and_then(Value::as_str);
+                    state != Some("enforcing") || status.get("settled") != Some(&Value::Bool(true))
                 };
-                let index = index.filter(|index| *index < self.forged.len());
+                self.status_shows("programming_error_reported", deadline, reported)
+                    .await
+            }
+            Assertion::PacketNotDelivered { id, to } => {
+                let wanted = |forged: &crate::perform::Forged| {
+                    (id.is_none() || forged.id == *id) && to.as_ref().is_none_or(|to| *to == forged.to)
+                };
+                let index = self.forged.iter().position(wanted);
                 let forged = self
                     .forged
                     .remove(index.context("packet_not_delivered: no packet was sent")?);
@@ -132,8 +133,10 @@ impl Stage<'_> {
                 }
                 Ok(None)
             }
-            Assertion::IcmpErrorDelivered { id } => {
-                let wanted = |sent: &crate::perform::SentError| id.as_ref().is_none_or(|id| *id == sent.id);
+            Assertion::IcmpErrorDelivered { id, to } => {
+                let wanted = |sent: &crate::perform::SentError| {
+                    id.as_ref().is_none_or(|id| *id == sent.id) && to.as_ref().is_none_or(|to| *to == sent.to)
+                };
                 let index = self.errors.iter().position(wanted);
                 let sent = self
                     .errors
@@ -178,6 +181,25 @@ impl Stage<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Asks the daemon until its status shows it.
+    async fn status_shows(
+        &self,
+        what: &str,
+        deadline: Instant,
+        shows: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Option<String>> {
+        loop {
+            let status = self.daemon.status().await?;
+            if shows(&status) {
+                return Ok(None);
+            }
+            if Instant::now() > deadline {
+                return Ok(Some(format!("{what}: status does not say so: {status}")));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     fn connections(&mut self, id: &str) -> anyhow::Result<&mut Vec<crate::background::Held>> {
@@ -276,6 +298,11 @@ impl Stage<'_> {
         let p99 = samples[index];
         Ok((p99 > max).then(|| format!("latency_p99_ms {metric}: {p99:.1} ms, more than {max}")))
     }
+}
+
+/// How much drift the daemon has seen since it started.
+pub(crate) fn drift(status: &Value) -> u64 {
+    status.get("drift").map(total).unwrap_or_default()
 }
 
 /// The sum of all numbers in a report, whatever its shape.

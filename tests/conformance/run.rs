@@ -10,6 +10,7 @@ use crate::case::{Case, Expect, Step};
 use crate::daemon::{Daemon, Life};
 use crate::engine::Lab;
 use crate::fact::Fact;
+use crate::judge::drift;
 use crate::perform::{Forged, SentError};
 use crate::probes::{Expected, first_wrong};
 use crate::report::Verdict;
@@ -31,6 +32,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) forged: Vec<Forged>,
     pub(crate) errors: Vec<SentError>,
     pub(crate) changed_policy: Option<Instant>,
+    /// What the daemon had seen of drift when the step began.
+    pub(crate) drift_before: u64,
     /// Milliseconds, by what they measure.
     pub(crate) samples: BTreeMap<String, Vec<f64>>,
 }
@@ -73,7 +76,7 @@ async fn play(
 ) -> anyhow::Result<Option<String>> {
     world::clear(lab).await?;
     world::scrub(lab).await?;
-    let mut translator = Translator::default();
+    let mut translator = Translator::of(case);
     let files = translator.files(&case.policy)?;
     let mut daemon = Daemon::prepare(lab, log.to_owned(), with == With::NoDaemon)?;
     daemon.write(&files).await?;
@@ -89,6 +92,7 @@ async fn play(
         forged: Vec::new(),
         errors: Vec::new(),
         changed_policy: None,
+        drift_before: 0,
         samples: BTreeMap::new(),
     };
     stage.daemon.start()?;
@@ -127,6 +131,10 @@ impl Stage<'_> {
 
     async fn step(&mut self, step: &Step) -> anyhow::Result<Option<String>> {
         let within = Duration::from_millis(step.within_ms.unwrap_or(self.case.defaults.converge_ms));
+        self.drift_before = match self.follows() {
+            true => self.daemon.status().await.as_ref().map_or(0, drift),
+            false => 0,
+        };
         self.start_background(&step.expect).await?;
         for action in &step.actions {
             self.perform(action, within).await?;
