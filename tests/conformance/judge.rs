@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::action::Assertion;
 use crate::engine::output;
-use crate::probes::{Source, first_connections, nameserver, run_probe};
-use crate::run::Stage;
+use crate::probes::{Source, first_connections, name_of, nameserver, run_probe};
+use crate::run::{Measured, Stage};
 
 /// Longer without an answer is an interruption.
 const GAP: Duration = Duration::from_millis(1000);
@@ -77,9 +77,8 @@ impl Stage<'_> {
                     return Ok(None);
                 }
                 let status = self.daemon.status().await?;
-                let in_force = status.pointer("/policy/revision").and_then(Value::as_str);
-                Ok((in_force != self.daemon.revision.as_deref()).then(|| {
-                    format!("policy_rejected: the revision in force is {in_force:?}; check says {said}")
+                Ok((!self.daemon.is_in_force(&status)).then(|| {
+                    format!("policy_rejected: another revision is in force: {status}; check says {said}")
                 }))
             }
             Assertion::NoStaleAddresses { within_ms } => {
@@ -143,10 +142,14 @@ impl Stage<'_> {
                     .remove(index.context("icmp_error_delivered: no error was sent")?);
                 let place = sent.watch.place.clone();
                 let packets = sent.watch.packets().await;
-                // Type 3 or 11, then 8 bytes of ICMP and 20 of the inner IPv4 header before its ports.
+                // An error's type, then 8 bytes of ICMP and the inner IP header before its ports.
+                let (types, at): (&[&str], _) = match sent.ipv6 {
+                    false => (&["03", "0b"], 2 * (8 + 20)),
+                    true => (&["01", "02", "03"], 2 * (8 + 40)),
+                };
                 let ours = |hex: &str| {
-                    (hex.starts_with("03") || hex.starts_with("0b"))
-                        && hex.get(56..64) == Some(sent.ports.as_str())
+                    types.iter().any(|class| hex.starts_with(class))
+                        && hex.get(at..at + 8) == Some(sent.ports.as_str())
                 };
                 Ok((!packets.iter().any(|(_, hex)| ours(hex)))
                     .then(|| format!("icmp_error_delivered: {place} did not get it")))
@@ -209,16 +212,28 @@ impl Stage<'_> {
     }
 
     async fn resolves(&self, from: &str, name: &str) -> anyhow::Result<Option<String>> {
+        // `p/s` is how another project's service is called, as in the probes by name.
         let project = from.split('/').next().unwrap_or_default();
-        let service = [format!("{project}/{name}"), format!("-/{name}")];
-        let service = service.iter().find(|key| self.world.knows(key));
+        let (service, name) = match name.split_once('/') {
+            Some(_) => (Some(name.to_owned()), name_of(&self.world, from, name)?),
+            None => {
+                let mut keys = vec![format!("{project}/{name}"), format!("-/{name}")];
+                keys.extend(
+                    name.split_once('.')
+                        .map(|(service, project)| format!("{project}/{service}")),
+                );
+                let known = keys.into_iter().find(|key| self.world.knows(key));
+                (known, name.to_owned())
+            }
+        };
+        let name = name.as_str();
         let external = self
             .world
             .externals
             .values()
             .find(|host| host.names.iter().any(|known| known == name));
         let mut theirs = Vec::new();
-        if let Some(key) = service {
+        if let Some(key) = &service {
             for replica in self.world.running(key).await? {
                 theirs.extend(replica.addresses());
             }
@@ -289,7 +304,20 @@ impl Stage<'_> {
     }
 
     fn latency(&self, metric: &str, max: f64) -> anyhow::Result<Option<String>> {
-        let mut samples = self.samples.get(metric).cloned().unwrap_or_default();
+        let name = metric.to_lowercase();
+        let says = |words: &[&str]| words.iter().any(|word| name.contains(word));
+        let policy = says(&["policy", "edge", "apply", "revo", "reload"]);
+        let start = says(&["start", "container", "service", "workload", "burst", "ready"]);
+        let either = says(&["converge", "update", "program"]) && !policy && !start;
+        let mut samples = Vec::new();
+        for (measured, wanted) in [
+            (Measured::Policy, policy || either),
+            (Measured::Start, start || either),
+        ] {
+            if wanted {
+                samples.extend(self.samples.get(&measured).into_iter().flatten().copied());
+            }
+        }
         if samples.is_empty() {
             bail!("latency_p99_ms: the runner does not measure {metric:?} here");
         }

@@ -1,5 +1,6 @@
 //! The actions of a step, one after the other.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -31,6 +32,7 @@ pub(crate) struct Forged {
 pub(crate) struct SentError {
     pub(crate) id: String,
     pub(crate) to: String,
+    pub(crate) ipv6: bool,
     /// The embedded packet's ports, as they appear in the hex of what arrives.
     pub(crate) ports: String,
     pub(crate) watch: Watch,
@@ -123,6 +125,7 @@ impl Stage<'_> {
                     Some(text) => bail!("flush_ruleset: the runner does not know how to {text:?}"),
                 };
                 output("nft", &["flush", "ruleset"], "").await?;
+                self.world.lab.rules_gone.store(true, Ordering::Relaxed);
                 if restart {
                     self.restart_dockerd().await
                 } else {
@@ -408,8 +411,14 @@ impl Stage<'_> {
         ];
         run_probe(&self.world, &place, &words, "").await?;
         let ports = format!("{:04x}{:04x}", held.local.port(), held.peer.port());
-        let to = held.flow.from.to_string();
-        self.errors.push(SentError { id, to, ports, watch });
+        let (to, ipv6) = (held.flow.from.to_string(), held.peer.is_ipv6());
+        self.errors.push(SentError {
+            id,
+            to,
+            ipv6,
+            ports,
+            watch,
+        });
         Ok(())
     }
 

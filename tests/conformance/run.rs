@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::action::Assertion;
+use crate::action::{Action, Assertion};
 use crate::background::{Held, NeverAllowed};
 use crate::case::{Case, Expect, Step};
 use crate::daemon::{Daemon, Life};
@@ -34,8 +34,19 @@ pub(crate) struct Stage<'a> {
     pub(crate) changed_policy: Option<Instant>,
     /// What the daemon had seen of drift when the step began.
     pub(crate) drift_before: u64,
-    /// Milliseconds, by what they measure.
-    pub(crate) samples: BTreeMap<String, Vec<f64>>,
+    /// When the last action that started containers was done.
+    pub(crate) started: Option<Instant>,
+    /// Milliseconds until the daemon said that it was done, and stayed so for a moment: never less than it took.
+    pub(crate) samples: BTreeMap<Measured, Vec<f64>>,
+}
+
+/// What a latency is counted from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Measured {
+    /// The change of the policy's files.
+    Policy,
+    /// The start of containers.
+    Start,
 }
 
 /// Whether the daemon under test runs.
@@ -93,6 +104,7 @@ async fn play(
         errors: Vec::new(),
         changed_policy: None,
         drift_before: 0,
+        started: None,
         samples: BTreeMap::new(),
     };
     stage.daemon.start()?;
@@ -138,6 +150,9 @@ impl Stage<'_> {
         self.start_background(&step.expect).await?;
         for action in &step.actions {
             self.perform(action, within).await?;
+            if starts_containers(action) {
+                self.started = Some(Instant::now());
+            }
             self.follow().await?;
         }
         self.settle(within).await?;
@@ -207,17 +222,12 @@ impl Stage<'_> {
                     .max(Duration::from_millis(500)),
             )
             .await?;
-        if let Some(changed) = self.changed_policy.take() {
-            let took = changed.elapsed().as_secs_f64() * 1000.0;
-            for metric in [
-                "policy_apply",
-                "policy-apply",
-                "set_policy",
-                "convergence",
-                "converge",
-            ] {
-                self.samples.entry(metric.to_owned()).or_default().push(took);
-            }
+        for (since, measured) in [
+            (self.changed_policy.take(), Measured::Policy),
+            (self.started.take(), Measured::Start),
+        ] {
+            let took = since.map(|since| since.elapsed().as_secs_f64() * 1000.0);
+            self.samples.entry(measured).or_default().extend(took);
         }
         Ok(())
     }
@@ -249,4 +259,16 @@ fn facts(expect: &Expect) -> Vec<(Expected, Fact)> {
         .map(with(Expected::Allow))
         .chain(expect.deny.iter().map(with(Expected::Deny)))
         .collect()
+}
+
+fn starts_containers(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::StartService(_)
+            | Action::RecreateService(_)
+            | Action::RestartService(_)
+            | Action::Scale(_)
+            | Action::RollingUpdate(_)
+            | Action::BurstStart(_)
+    )
 }
