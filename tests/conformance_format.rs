@@ -211,6 +211,13 @@ fn another_format_is_refused() {
 #[case("delete_set_element: {}")]
 #[case("submit_invalid_policy: {kind: syntax}")]
 #[case("send_spoofed: {from: x/c, as: x/b, to: x/a, proto: udp, port: 53}")]
+#[case("send_spoofed: {from: x/c, flow: x/b -> x/a tcp/80}")]
+#[case("send_icmp_error: {connection: k1, type: frag_needed}")]
+#[case("start_service: x/a")]
+#[case("recreate_service: x/a")]
+#[case("stop_controller: {}")]
+#[case("stop_controller: ")]
+#[case("delete_set_element: {flow: x/b -> x/a tcp/80}")]
 fn actions_are_known(#[case] action: &str) {
     let body =
         format!("topology: {{}}, policy: {{default: deny}}, expect: {{}}, steps: [{{do: [{{{action}}}]}}]");
@@ -404,4 +411,69 @@ fn a_case_is_skipped_by_name_and_never_for_what_nobody_knows() {
         decide(&requires(&["fqdn", "telepathy"]), None, true),
         Decision::Unknown("telepathy".into())
     );
+}
+
+#[test]
+fn a_service_may_be_named_by_its_key_in_one_word() {
+    let spec: case::ServiceSpec = serde_json::from_value(json!({"service": "x/w", "count": 3})).unwrap();
+    assert_eq!(
+        (spec.key().as_str(), spec.service.as_str(), spec.replicas),
+        ("x/w", "w", 3)
+    );
+    let spec: case::ServiceSpec = serde_json::from_value(json!({"service": "-/w"})).unwrap();
+    assert_eq!((spec.key().as_str(), spec.project()), ("-/w", None));
+}
+
+#[rstest]
+#[case(json!({"from": "x/c", "as": "x/b", "to": "x/a", "proto": "tcp", "port": 80}))]
+#[case(json!({"from": "x/c", "flow": "x/b -> x/a tcp/80"}))]
+#[case(json!({"source": "x/b", "flow": "x/c -> x/a tcp/80"}))]
+fn a_forgery_may_be_told_by_a_flow(#[case] told: Value) {
+    let spoofed: action::Spoofed = serde_json::from_value(told).unwrap();
+    assert_eq!(
+        spoofed.forgery().unwrap(),
+        action::Forgery {
+            from: "x/c".into(),
+            pretend: "x/b".into(),
+            to: "x/a".into(),
+            proto: Transport::Tcp,
+            port: 80
+        }
+    );
+}
+
+#[rstest]
+#[case(
+    "connect x/a:80 in a tight loop for 2s from the first instruction, by address",
+    Transport::Tcp,
+    80,
+    2.0
+)]
+#[case("connect udp x/a:53 in a tight loop for 500ms", Transport::Udp, 53, 0.5)]
+#[case("in a tight loop, for 0.5s, connect to x/a:80.", Transport::Tcp, 80, 0.5)]
+fn what_a_short_lived_container_does_is_read(
+    #[case] entrypoint: &str,
+    #[case] transport: Transport,
+    #[case] port: u16,
+    #[case] seconds: f64,
+) {
+    let read = prose::tight_loop(entrypoint).unwrap();
+    assert_eq!(
+        read,
+        prose::TightLoop {
+            target: "x/a".into(),
+            transport,
+            port,
+            seconds
+        }
+    );
+}
+
+#[rstest]
+#[case("resolve a and connect x/a:80 for 2s")]
+#[case("connect x/a:80")]
+#[case("connect x/a:80 and x/b:80 for 2s")]
+#[case("sleep for 2s")]
+fn what_else_a_container_may_be_told_is_not_guessed(#[case] entrypoint: &str) {
+    assert!(prose::tight_loop(entrypoint).is_err());
 }

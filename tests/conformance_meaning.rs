@@ -14,6 +14,8 @@ mod algebra;
 mod case;
 #[path = "conformance/fact.rs"]
 mod fact;
+#[path = "conformance/prose.rs"]
+mod prose;
 #[path = "conformance/rules.rs"]
 mod rules;
 #[path = "conformance/translate.rs"]
@@ -206,6 +208,47 @@ fn passes(policy: &NeutralPolicy, from: &Thing, to: &Thing, traffic: Traffic) ->
     (!isolated(from, Side::Egress) || open(Direction::Egress))
         && (!isolated(to, Side::Ingress) || open(Direction::Ingress))
         && !deny().any(|edge| matches_edge(edge, from, to, traffic))
+}
+
+/// Every kind of invalid policy that the runner knows how to write.
+const KINDS: [&str; 24] = [
+    "syntax",
+    "malformed YAML",
+    "unparseable",
+    "truncated_file",
+    "binary",
+    "unknown-field",
+    "unknown_key",
+    "schema",
+    "wrong_type",
+    "duplicate_key",
+    "unknown_service",
+    "dangling_reference",
+    "undefined service",
+    "bad_port",
+    "port_out_of_range",
+    "inverted port range",
+    "end_port_below_port",
+    "empty_ports",
+    "bad_cidr",
+    "except_outside_cidr",
+    "unknown_protocol",
+    "unknown_operator",
+    "empty_selector",
+    "unknown_version",
+];
+
+#[test]
+fn every_kind_of_invalid_policy_is_refused() {
+    for kind in KINDS {
+        let text = prose::invalid_text(kind).unwrap_or_else(|| panic!("{kind} is not known"));
+        let file = policy::SourceFile {
+            path: "invalid.yaml".to_owned(),
+            bytes: text.as_bytes().to_vec(),
+        };
+        assert!(policy::load(&[file]).is_err(), "{kind}: {text}");
+    }
+    assert_eq!(prose::invalid_text("moon phase"), None);
 }
 
 fn load(files: &BTreeMap<String, String>) -> Policy {

@@ -79,7 +79,7 @@ impl Stage<'_> {
                 self.daemon.converge(within).await?;
                 self.run_short_lived(job).await
             }
-            Action::BurstStart(burst) => self.world.start_services(&burst.services()).await,
+            Action::BurstStart(burst) => self.world.burst(&burst.services()).await,
             Action::NetworkConnect(attachment) => {
                 let network = self.network(attachment)?;
                 self.world.connect(&attachment.service, &network).await

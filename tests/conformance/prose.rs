@@ -74,6 +74,12 @@ pub(crate) fn tight_loop(entrypoint: &str) -> anyhow::Result<TightLoop> {
             bail!("{}", unknown());
         }
     }
+    if !["connect", "dial", "try"]
+        .iter()
+        .any(|verb| entrypoint.contains(verb))
+    {
+        bail!("{}", unknown());
+    }
     let (target, port) = target.with_context(unknown)?;
     Ok(TightLoop {
         target,
