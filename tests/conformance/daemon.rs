@@ -93,7 +93,8 @@ impl Daemon {
         self.directory.path().join("nft-is-broken")
     }
 
-    /// An `nft` that fails while a file says so; all else goes to the real one.
+    /// An `nft` that fails while a file says so; all else goes to the real one. It is what changes structure; the elements
+    /// of identities that the kernel knows already go over a socket of the daemon's own, which nobody can break from here.
     fn install_nft(&self) -> anyhow::Result<()> {
         use std::os::unix::fs::PermissionsExt;
         let real = std::env::var_os("PATH")

@@ -95,14 +95,14 @@ impl Stage<'_> {
             }
             Action::StopController(_) => self.daemon.stop(Signal::SIGTERM).await,
             Action::StartController(_) => {
-                self.drift_before = 0;
+                self.drift_before = None;
                 self.daemon.start()
             }
             Action::RestartController(how) => {
                 self.daemon
                     .stop(signal(how.signal.as_deref().unwrap_or("SIGTERM"))?)
                     .await?;
-                self.drift_before = 0;
+                self.drift_before = None;
                 self.daemon.start()
             }
             Action::PauseController(_) => self.daemon.pause(),

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::action::{Action, Assertion};
 use crate::background::{Held, NeverAllowed};
 use crate::case::{Case, Expect, Step};
@@ -32,8 +34,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) forged: Vec<Forged>,
     pub(crate) errors: Vec<SentError>,
     pub(crate) changed_policy: Option<Instant>,
-    /// What the daemon had seen of drift when the step began.
-    pub(crate) drift_before: u64,
+    /// The last drift that the daemon had seen when the step began.
+    pub(crate) drift_before: Option<Value>,
     /// When the last action that started containers was done.
     pub(crate) started: Option<Instant>,
     /// Milliseconds until the daemon said that it was done, and stayed so for a moment: never less than it took.
@@ -103,7 +105,7 @@ async fn play(
         forged: Vec::new(),
         errors: Vec::new(),
         changed_policy: None,
-        drift_before: 0,
+        drift_before: None,
         started: None,
         samples: BTreeMap::new(),
     };
@@ -144,8 +146,8 @@ impl Stage<'_> {
     async fn step(&mut self, step: &Step) -> anyhow::Result<Option<String>> {
         let within = Duration::from_millis(step.within_ms.unwrap_or(self.case.defaults.converge_ms));
         self.drift_before = match self.follows() {
-            true => self.daemon.status().await.as_ref().map_or(0, drift),
-            false => 0,
+            true => self.daemon.status().await.ok().as_ref().and_then(drift),
+            false => None,
         };
         self.start_background(&step.expect).await?;
         for action in &step.actions {
