@@ -17,6 +17,8 @@
 
 #[path = "conformance/action.rs"]
 mod action;
+#[path = "conformance/algebra.rs"]
+mod algebra;
 #[path = "conformance/background.rs"]
 mod background;
 #[path = "conformance/capability.rs"]
@@ -37,14 +39,20 @@ mod judge;
 mod perform;
 #[path = "conformance/probes.rs"]
 mod probes;
+#[path = "conformance/prose.rs"]
+mod prose;
 #[path = "conformance/report.rs"]
 mod report;
+#[path = "conformance/rules.rs"]
+mod rules;
 #[path = "conformance/run.rs"]
 mod run;
 #[path = "conformance/selftest.rs"]
 mod selftest;
 #[path = "conformance/translate.rs"]
 mod translate;
+#[path = "conformance/words.rs"]
+mod words;
 #[path = "conformance/world.rs"]
 mod world;
 
@@ -55,10 +63,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use capability::Decision;
-use case::Entry;
+use case::{Entry, Unreadable};
 use engine::{Lab, target_directory};
 use report::{Report, Verdict};
 use run::With;
+use translate::Translator;
 
 /// Longer than any case of the format waits for anything.
 const CASE_PATIENCE: Duration = Duration::from_secs(240);
@@ -157,7 +166,8 @@ async fn one(lab: &Lab, entry: Entry, with: With, logs: &Path, report: &mut Repo
             );
         }
     };
-    let verdict = match capability::decide(&case.requires, lab.sctp) {
+    let lacking = Translator::lacking(&case);
+    let verdict = match capability::decide(&case.requires, lacking, lab.sctp) {
         Decision::Skip(reason) => Verdict::Skipped(reason),
         Decision::Unknown(name) => {
             Verdict::Failed(format!("the runner does not know the capability {name:?}"))
@@ -176,22 +186,14 @@ async fn one(lab: &Lab, entry: Entry, with: With, logs: &Path, report: &mut Repo
     report.case(&case.id, &case.name, &verdict, begun.elapsed())
 }
 
-/// All cases of the file or directory, in order of file names.
+/// All cases of the file or of the directory and those in it, in order of file names. What cannot be read as a file of
+/// the format is one failed case of the file's name.
 fn load() -> anyhow::Result<Vec<Entry>> {
     let place = setting("COFFERDAM_CASES").map(PathBuf::from);
     let place = place.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance"));
-    let is_yaml = |path: &Path| {
-        path.extension()
-            .is_some_and(|extension| extension == "yaml" || extension == "yml")
-    };
     let mut files = Vec::new();
     if place.is_dir() {
-        for entry in std::fs::read_dir(&place).with_context(|| format!("cannot list {}", place.display()))? {
-            let path = entry?.path();
-            if is_yaml(&path) {
-                files.push(path);
-            }
-        }
+        files_in(&place, &mut files)?;
         files.sort();
     } else {
         files.push(place.clone());
@@ -200,10 +202,35 @@ fn load() -> anyhow::Result<Vec<Entry>> {
     for file in files {
         let text =
             std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        entries.extend(case::parse(&text).map_err(|reason| anyhow::anyhow!("{}: {reason}", file.display()))?);
+        match case::parse(&text) {
+            Ok(cases) => entries.extend(cases),
+            Err(reason) => entries.push(Err(Unreadable {
+                id: file
+                    .file_name()
+                    .unwrap_or(file.as_os_str())
+                    .to_string_lossy()
+                    .into_owned(),
+                reason,
+            })),
+        }
     }
     if entries.is_empty() {
         bail!("{} holds no cases", place.display());
     }
     Ok(entries)
+}
+
+fn files_in(directory: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    let entries =
+        std::fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if path.is_dir() {
+            files_in(&path, files)?;
+        } else if matches!(extension, Some("yaml" | "yml")) {
+            files.push(path);
+        }
+    }
+    Ok(())
 }

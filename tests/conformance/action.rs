@@ -12,9 +12,9 @@ use crate::fact::{Fact, Transport};
 pub(crate) enum Action {
     SetPolicy(NeutralPolicy),
     SubmitInvalidPolicy(InvalidPolicy),
-    StartService(ServiceSpec),
+    StartService(Start),
     StopService(ServiceRef),
-    RecreateService(Replacement),
+    RecreateService(ReplacementRef),
     RestartService(ServiceRef),
     Scale(Scale),
     RollingUpdate(ReplacementRef),
@@ -50,13 +50,26 @@ pub(crate) struct InvalidPolicy {
     pub(crate) kind: String,
 }
 
-/// `x/a` or `{service: x/a}`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum ServiceRef {
+/// A name alone, or what is to be said about it. Unlike an untagged enum it names the field that it does not know.
+#[derive(Debug, Clone)]
+pub(crate) enum Named<T> {
     Key(String),
-    Map(ServiceKey),
+    Map(T),
 }
+
+impl<'de, T: serde::de::DeserializeOwned> Deserialize<'de> for Named<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(key) => Ok(Self::Key(key)),
+            map => serde_json::from_value(map)
+                .map(Self::Map)
+                .map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// `x/a` or `{service: x/a}`.
+pub(crate) type ServiceRef = Named<ServiceKey>;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,6 +85,9 @@ impl ServiceRef {
         }
     }
 }
+
+/// A new service, or one that was stopped, by its name: with what it had.
+pub(crate) type Start = Named<ServiceSpec>;
 
 /// New containers for a service; what is not given stays.
 #[derive(Debug, Clone, Deserialize)]
@@ -90,12 +106,7 @@ fn some_labels<'de, D: serde::Deserializer<'de>>(
     labels(deserializer).map(Some)
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum ReplacementRef {
-    Key(String),
-    Map(Replacement),
-}
+pub(crate) type ReplacementRef = Named<Replacement>;
 
 impl ReplacementRef {
     pub(crate) fn replacement(&self) -> Replacement {
@@ -194,8 +205,20 @@ pub(crate) struct Flush {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Element {
     /// Whose address; any element when not given.
-    #[serde(default, alias = "of", alias = "address_of")]
+    #[serde(
+        default,
+        alias = "of",
+        alias = "address_of",
+        alias = "element_of",
+        alias = "set_of",
+        alias = "member",
+        alias = "element",
+        alias = "from"
+    )]
     pub(crate) service: Option<String>,
+    /// Or the flow that it opens: then it is the source's.
+    #[serde(default)]
+    pub(crate) flow: Option<Fact>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -205,34 +228,84 @@ pub(crate) struct Connection {
     pub(crate) id: String,
 }
 
+/// Packets with a source that is not the sender's. A flow stands for what else is not said: `flow: x/b -> x/a udp/53`
+/// sent `from: x/c` pretends to be `x/b`; with `as: x/b` and no `from` it is the flow's own source that sends.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Spoofed {
-    pub(crate) from: String,
-    /// Whose address is forged.
+    #[serde(default, alias = "sender", alias = "service")]
+    pub(crate) from: Option<String>,
+    /// Whose address is forged, or which.
     #[serde(
+        default,
         rename = "as",
         alias = "source",
         alias = "source_of",
+        alias = "source_ip",
+        alias = "source_ip_of",
+        alias = "source_address_of",
+        alias = "src",
         alias = "src_of",
+        alias = "src_ip",
+        alias = "src_ip_of",
         alias = "spoof",
+        alias = "spoofed",
         alias = "address_of",
         alias = "pretend"
     )]
-    pub(crate) pretend: String,
-    pub(crate) to: String,
-    #[serde(default = "udp")]
-    pub(crate) proto: Transport,
+    pub(crate) pretend: Option<String>,
+    #[serde(default, alias = "dst", alias = "target")]
+    pub(crate) to: Option<String>,
     #[serde(default)]
-    pub(crate) port: u16,
+    pub(crate) flow: Option<Fact>,
+    #[serde(default)]
+    pub(crate) proto: Option<Transport>,
+    #[serde(default)]
+    pub(crate) port: Option<u16>,
     #[serde(default)]
     pub(crate) id: Option<String>,
     #[serde(default = "five")]
     pub(crate) count: u32,
 }
 
-fn udp() -> Transport {
-    Transport::Udp
+/// A [`Spoofed`] with everything filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Forgery {
+    pub(crate) from: String,
+    pub(crate) pretend: String,
+    pub(crate) to: String,
+    pub(crate) proto: Transport,
+    pub(crate) port: u16,
+}
+
+impl Spoofed {
+    /// # Errors
+    /// What is not said.
+    pub(crate) fn forgery(&self) -> Result<Forgery, String> {
+        let flow = self.flow.as_ref();
+        let source = || flow.map(|flow| flow.from.to_string());
+        let need = |what: Option<String>, name: &str| {
+            what.ok_or_else(|| format!("send_spoofed does not say {name}: {self:?}"))
+        };
+        let (from, pretend) = match (self.from.clone(), self.pretend.clone()) {
+            (Some(from), None) => (Some(from), source()),
+            (None, pretend) => (source(), pretend),
+            both => both,
+        };
+        Ok(Forgery {
+            from: need(from, "who sends")?,
+            pretend: need(pretend, "whose address is forged")?,
+            to: need(
+                self.to.clone().or_else(|| flow.map(|flow| flow.to.to_string())),
+                "to whom",
+            )?,
+            proto: self
+                .proto
+                .or(flow.map(|flow| flow.transport))
+                .unwrap_or(Transport::Udp),
+            port: self.port.or(flow.map(|flow| flow.port)).unwrap_or(0),
+        })
+    }
 }
 
 fn five() -> u32 {
@@ -243,12 +316,15 @@ fn five() -> u32 {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct IcmpError {
-    /// The connection it is about.
-    #[serde(alias = "connection")]
-    pub(crate) id: String,
+    /// The connection it is about; needless when only one is open.
+    #[serde(default, alias = "connection", alias = "for", alias = "about")]
+    pub(crate) id: Option<String>,
+    /// Or one of that flow, which is opened for it.
+    #[serde(default)]
+    pub(crate) flow: Option<Fact>,
     #[serde(default)]
     pub(crate) from: Option<String>,
-    #[serde(default)]
+    #[serde(default, alias = "type", alias = "error")]
     pub(crate) kind: Option<String>,
 }
 
@@ -264,7 +340,7 @@ pub(crate) enum Pause {
 pub(crate) struct PauseMap {
     #[serde(default)]
     pub(crate) ms: Option<u64>,
-    #[serde(default)]
+    #[serde(default, alias = "s")]
     pub(crate) seconds: Option<u64>,
 }
 
@@ -330,18 +406,30 @@ pub(crate) enum Assertion {
         #[serde(default)]
         within_ms: Option<u64>,
     },
-    DriftReported {},
-    ProgrammingErrorReported {},
+    DriftReported {
+        #[serde(default)]
+        within_ms: Option<u64>,
+    },
+    ProgrammingErrorReported {
+        #[serde(default)]
+        within_ms: Option<u64>,
+    },
     PacketNotDelivered {
         #[serde(default)]
         id: Option<String>,
+        /// Where it must not arrive; else wherever it was sent to.
+        #[serde(default, alias = "at")]
+        to: Option<String>,
     },
     IcmpErrorDelivered {
-        #[serde(default)]
+        #[serde(default, alias = "connection")]
         id: Option<String>,
+        #[serde(default, alias = "at")]
+        to: Option<String>,
     },
     LatencyP99Ms {
         metric: String,
+        #[serde(alias = "max_ms")]
         max: f64,
     },
     Reported {

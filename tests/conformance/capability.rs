@@ -6,11 +6,13 @@ pub(crate) enum Standing {
     Present,
     /// The product cannot do it yet.
     ProductLacks,
+    /// The runner says it as an allow-graph, where that is exact: [`crate::translate`] knows where it is not.
+    Translated,
     /// Depends on the machine: sockets that its kernel may not have.
     IfSocketsOpen,
 }
 
-use Standing::{IfSocketsOpen, Present, ProductLacks};
+use Standing::{IfSocketsOpen, Present, ProductLacks, Translated};
 
 /// Every capability of the format. One that is not listed is unknown, and its case fails.
 pub(crate) const TABLE: &[(&str, Standing)] = &[
@@ -19,10 +21,10 @@ pub(crate) const TABLE: &[(&str, Standing)] = &[
     ("audit", ProductLacks),
     ("cidr", Present),
     ("cidr-except", Present),
-    ("default-allow", ProductLacks),
+    ("default-allow", Translated),
     ("deny-log", ProductLacks),
-    ("deny-rules", ProductLacks),
-    ("directional", ProductLacks),
+    ("deny-rules", Translated),
+    ("directional", Translated),
     ("drift-repair", Present),
     ("external", Present),
     ("fail-closed", Present),
@@ -35,7 +37,7 @@ pub(crate) const TABLE: &[(&str, Standing)] = &[
     ("label-expr", Present),
     ("live-restore-or-restart", Present),
     ("manages-networks", Present),
-    ("named-port", ProductLacks),
+    ("named-port", Translated),
     ("plain-container", Present),
     ("policy-level", ProductLacks),
     ("port-range", Present),
@@ -47,7 +49,7 @@ pub(crate) const TABLE: &[(&str, Standing)] = &[
     ("shared-netns", Present),
 ];
 
-/// What to do with a case that requires these capabilities.
+/// What to do with a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
     Run,
@@ -56,7 +58,8 @@ pub(crate) enum Decision {
     Unknown(String),
 }
 
-pub(crate) fn decide(requires: &[String], environment_has_sctp: bool) -> Decision {
+/// Decides by what a case requires and by what its policies cannot be translated without.
+pub(crate) fn decide(requires: &[String], lacking: Option<&str>, environment_has_sctp: bool) -> Decision {
     let mut skip = None;
     for name in requires {
         let standing = TABLE
@@ -66,9 +69,10 @@ pub(crate) fn decide(requires: &[String], environment_has_sctp: bool) -> Decisio
         let reason = match standing {
             None => return Decision::Unknown(name.clone()),
             Some(Present) => continue,
+            Some(Translated) if lacking != Some(name) => continue,
             Some(IfSocketsOpen) if environment_has_sctp => continue,
             Some(IfSocketsOpen) => format!("the environment lacks {name}"),
-            Some(ProductLacks) => format!("the product lacks {name}"),
+            Some(ProductLacks | Translated) => format!("the product lacks {name}"),
         };
         skip.get_or_insert(reason);
     }

@@ -86,7 +86,7 @@ pub(crate) struct Case {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Step {
-    #[serde(rename = "do", default)]
+    #[serde(rename = "do", default, deserialize_with = "actions")]
     pub(crate) actions: Vec<Action>,
     #[serde(default)]
     pub(crate) within_ms: Option<u64>,
@@ -96,6 +96,24 @@ pub(crate) struct Step {
     _note: Option<String>,
     #[serde(rename = "name", default)]
     _name: Option<String>,
+}
+
+/// An action without arguments may be written `{stop_controller: {}}`, `stop_controller:` or `stop_controller`.
+fn actions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Action>, D::Error> {
+    let complete = |action: Value| match action {
+        Value::String(name) => serde_json::json!({ name: {} }),
+        Value::Object(map) if map.len() == 1 => map
+            .into_iter()
+            .map(|(name, arguments)| match arguments {
+                Value::Null => (name, serde_json::json!({})),
+                arguments => (name, arguments),
+            })
+            .collect(),
+        other => other,
+    };
+    let raw = Vec::<Value>::deserialize(deserializer)?;
+    let read = |action| serde_json::from_value(complete(action)).map_err(serde::de::Error::custom);
+    raw.into_iter().map(read).collect()
 }
 
 impl Step {
@@ -145,16 +163,33 @@ pub(crate) struct Topology {
     pub(crate) host: Option<HostSpec>,
 }
 
+/// `{listen: [..]}`, or the list alone.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct HostSpec {
-    #[serde(default)]
-    pub(crate) listen: Vec<Listen>,
+#[serde(untagged)]
+pub(crate) enum HostSpec {
+    List(Vec<Listen>),
+    Map(HostMap),
 }
 
-/// One compose-like service, or a plain container when it has no project (or `-`).
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(crate) struct HostMap {
+    #[serde(default)]
+    listen: Vec<Listen>,
+}
+
+impl HostSpec {
+    pub(crate) fn listen(&self) -> &[Listen] {
+        match self {
+            Self::List(listen) => listen,
+            Self::Map(map) => &map.listen,
+        }
+    }
+}
+
+/// One compose-like service, or a plain container when it has no project (or `-`). `service: p/s` names both at once.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct ServiceSpec {
     #[serde(default)]
     pub(crate) project: Option<String>,
@@ -175,6 +210,16 @@ pub(crate) struct ServiceSpec {
     /// Takes the address that this service left behind.
     #[serde(default)]
     pub(crate) reuse_address_of: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for ServiceSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut spec = Self::deserialize(deserializer)?;
+        if let (None, Some((project, service))) = (&spec.project, spec.service.split_once('/')) {
+            (spec.project, spec.service) = (Some(project.to_owned()), service.to_owned());
+        }
+        Ok(spec)
+    }
 }
 
 impl ServiceSpec {
@@ -198,9 +243,9 @@ pub(crate) struct Listen {
     pub(crate) proto: Transport,
     #[serde(default)]
     pub(crate) port: Value,
-    /// A name for the port; only documents until named ports exist.
-    #[serde(rename = "name", default)]
-    _name: Option<String>,
+    /// What policies may call the port.
+    #[serde(default)]
+    pub(crate) name: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -248,9 +293,9 @@ pub(crate) struct NeutralPolicy {
     #[serde(default)]
     pub(crate) allow: Vec<NeutralEdge>,
     #[serde(default)]
-    pub(crate) isolate: Vec<Value>,
+    pub(crate) isolate: Vec<Isolation>,
     #[serde(default)]
-    pub(crate) deny: Vec<Value>,
+    pub(crate) deny: Vec<NeutralEdge>,
     #[serde(default)]
     pub(crate) documents: Vec<Document>,
     #[serde(default)]
@@ -260,13 +305,14 @@ pub(crate) struct NeutralPolicy {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Document {
+    #[serde(default)]
     pub(crate) name: String,
     #[serde(default)]
     pub(crate) allow: Vec<NeutralEdge>,
     #[serde(default)]
-    pub(crate) isolate: Vec<Value>,
+    pub(crate) isolate: Vec<Isolation>,
     #[serde(default)]
-    pub(crate) deny: Vec<Value>,
+    pub(crate) deny: Vec<NeutralEdge>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -276,6 +322,44 @@ pub(crate) enum Direction {
     Both,
     Ingress,
     Egress,
+}
+
+/// A direction in which a service may be isolated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Side {
+    Ingress,
+    Egress,
+}
+
+/// Isolates what it selects, where nothing else is isolated.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Isolation {
+    pub(crate) select: Selected,
+    directions: Vec<Side>,
+}
+
+impl Isolation {
+    pub(crate) fn on(&self, side: Side) -> bool {
+        self.directions.contains(&side)
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Selected {
+    Any(Vec<NeutralSelector>),
+    One(NeutralSelector),
+}
+
+impl Selected {
+    pub(crate) fn list(&self) -> &[NeutralSelector] {
+        match self {
+            Self::Any(list) => list,
+            Self::One(selector) => std::slice::from_ref(selector),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -93,7 +93,8 @@ impl Daemon {
         self.directory.path().join("nft-is-broken")
     }
 
-    /// An `nft` that fails while a file says so; all else goes to the real one.
+    /// An `nft` that fails while a file says so; all else goes to the real one. It is what changes structure; the elements
+    /// of identities that the kernel knows already go over a socket of the daemon's own, which nobody can break from here.
     fn install_nft(&self) -> anyhow::Result<()> {
         use std::os::unix::fs::PermissionsExt;
         let real = std::env::var_os("PATH")
@@ -432,9 +433,15 @@ impl Daemon {
             return true;
         }
         let settled = status.get("settled") == Some(&Value::Bool(true));
-        let revision = status.pointer("/policy/revision").and_then(Value::as_str);
         let content = state == Some("enforcing") || (self.invalid && state == Some("degraded"));
-        content && settled && revision == self.revision.as_deref()
+        content && settled && self.is_in_force(status)
+    }
+
+    /// Whether the last valid policy is in force. A daemon that found an invalid one at its start names none: the kernel
+    /// holds what the daemon before it left there, and the facts will tell.
+    pub(crate) fn is_in_force(&self, status: &Value) -> bool {
+        let revision = status.pointer("/policy/revision").and_then(Value::as_str);
+        revision == self.revision.as_deref() || (self.invalid && revision.is_none())
     }
 
     /// Removes every trace of the product; the daemon must have ended.

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -192,6 +194,8 @@ pub(crate) struct Lab {
     pub(crate) directory: PathBuf,
     pub(crate) probe: PathBuf,
     pub(crate) sctp: bool,
+    /// Docker's own rules were flushed, and nobody has asked it to make them anew.
+    pub(crate) rules_gone: Arc<AtomicBool>,
 }
 
 impl Lab {
@@ -222,14 +226,18 @@ impl Lab {
             directory,
             probe,
             sctp,
+            rules_gone: Arc::default(),
         })
     }
 
-    /// Brings dockerd back after a case that left none.
+    /// Brings dockerd back after a case that left none, and its rules after one that left it without.
     pub(crate) async fn repair(&self) -> anyhow::Result<()> {
         let alive = tokio::time::timeout(Duration::from_secs(10), self.docker.ping()).await;
         if matches!(alive, Ok(Ok(_))) {
-            return Ok(());
+            return match self.rules_gone.load(Ordering::Relaxed) {
+                true => self.restart_dockerd().await,
+                false => Ok(()),
+            };
         }
         if let Ok(pid) = std::fs::read_to_string(self.directory.join("dockerd.pid")) {
             let pid = nix::unistd::Pid::from_raw(pid.trim().parse()?);
@@ -273,6 +281,7 @@ impl Lab {
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
             if pid_file.exists() && self.docker.ping().await.is_ok() {
+                self.rules_gone.store(false, Ordering::Relaxed);
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

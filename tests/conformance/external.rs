@@ -84,7 +84,7 @@ impl ExternalHost {
         let mut gateways = Vec::new();
         for address in &addresses {
             let (flag, length, gateway) = match address {
-                IpAddr::V4(_) => ("-4", 32, IpAddr::from(Ipv4Addr::new(192, 0, 2, 100 + index))),
+                IpAddr::V4(_) => ("-4", 32, IpAddr::from(Ipv4Addr::new(198, 18, 200, 100 + index))),
                 IpAddr::V6(_) => {
                     let last = 0x100 + u16::from(index);
                     (

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::action::Assertion;
 use crate::engine::output;
-use crate::probes::{Source, first_connections, nameserver, run_probe};
-use crate::run::Stage;
+use crate::probes::{Source, first_connections, name_of, nameserver, run_probe};
+use crate::run::{Measured, Stage};
 
 /// Longer without an answer is an interruption.
 const GAP: Duration = Duration::from_millis(1000);
@@ -77,9 +77,8 @@ impl Stage<'_> {
                     return Ok(None);
                 }
                 let status = self.daemon.status().await?;
-                let in_force = status.pointer("/policy/revision").and_then(Value::as_str);
-                Ok((in_force != self.daemon.revision.as_deref()).then(|| {
-                    format!("policy_rejected: the revision in force is {in_force:?}; check says {said}")
+                Ok((!self.daemon.is_in_force(&status)).then(|| {
+                    format!("policy_rejected: another revision is in force: {status}; check says {said}")
                 }))
             }
             Assertion::NoStaleAddresses { within_ms } => {
@@ -98,25 +97,28 @@ impl Stage<'_> {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
-            Assertion::DriftReported {} => {
-                let status = self.daemon.status().await?;
-                let count = status.get("drift").map(total).unwrap_or_default();
-                Ok((count == 0).then(|| format!("drift_reported: status reports none: {status}")))
+            Assertion::DriftReported { within_ms } => {
+                let before = self.drift_before.clone();
+                let deadline = Instant::now() + within_ms.map_or(within, Duration::from_millis);
+                self.status_shows("drift_reported", deadline, |status| {
+                    drift(status).is_some_and(|last| Some(&last) != before.as_ref())
+                })
+                .await
             }
-            Assertion::ProgrammingErrorReported {} => {
-                let status = self.daemon.status().await?;
-                let state = status.get("state").and_then(Value::as_str).unwrap_or("-");
-                Ok(
-                    (state == "enforcing" && status.get("settled") == Some(&Value::Bool(true)))
-                        .then(|| format!("programming_error_reported: status says {status}")),
-                )
-            }
-            Assertion::PacketNotDelivered { id } => {
-                let index = match id {
-                    None => Some(0),
-                    Some(_) => self.forged.iter().position(|forged| forged.id == *id),
+            Assertion::ProgrammingErrorReported { within_ms } => {
+                let deadline = Instant::now() + within_ms.map_or(within, Duration::from_millis);
+                let reported = |status: &Value| {
+                    let state = status.get("state").and_then(Value::as_str);
+                    state != Some("enforcing") || status.get("settled") != Some(&Value::Bool(true))
                 };
-                let index = index.filter(|index| *index < self.forged.len());
+                self.status_shows("programming_error_reported", deadline, reported)
+                    .await
+            }
+            Assertion::PacketNotDelivered { id, to } => {
+                let wanted = |forged: &crate::perform::Forged| {
+                    (id.is_none() || forged.id == *id) && to.as_ref().is_none_or(|to| *to == forged.to)
+                };
+                let index = self.forged.iter().position(wanted);
                 let forged = self
                     .forged
                     .remove(index.context("packet_not_delivered: no packet was sent")?);
@@ -132,18 +134,24 @@ impl Stage<'_> {
                 }
                 Ok(None)
             }
-            Assertion::IcmpErrorDelivered { id } => {
-                let wanted = |sent: &crate::perform::SentError| id.as_ref().is_none_or(|id| *id == sent.id);
+            Assertion::IcmpErrorDelivered { id, to } => {
+                let wanted = |sent: &crate::perform::SentError| {
+                    id.as_ref().is_none_or(|id| *id == sent.id) && to.as_ref().is_none_or(|to| *to == sent.to)
+                };
                 let index = self.errors.iter().position(wanted);
                 let sent = self
                     .errors
                     .remove(index.context("icmp_error_delivered: no error was sent")?);
                 let place = sent.watch.place.clone();
                 let packets = sent.watch.packets().await;
-                // Type 3 or 11, then 8 bytes of ICMP and 20 of the inner IPv4 header before its ports.
+                // An error's type, then 8 bytes of ICMP and the inner IP header before its ports.
+                let (types, at): (&[&str], _) = match sent.ipv6 {
+                    false => (&["03", "0b"], 2 * (8 + 20)),
+                    true => (&["01", "02", "03"], 2 * (8 + 40)),
+                };
                 let ours = |hex: &str| {
-                    (hex.starts_with("03") || hex.starts_with("0b"))
-                        && hex.get(56..64) == Some(sent.ports.as_str())
+                    types.iter().any(|class| hex.starts_with(class))
+                        && hex.get(at..at + 8) == Some(sent.ports.as_str())
                 };
                 Ok((!packets.iter().any(|(_, hex)| ours(hex)))
                     .then(|| format!("icmp_error_delivered: {place} did not get it")))
@@ -180,6 +188,25 @@ impl Stage<'_> {
         Ok(None)
     }
 
+    /// Asks the daemon until its status shows it.
+    async fn status_shows(
+        &self,
+        what: &str,
+        deadline: Instant,
+        shows: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Option<String>> {
+        loop {
+            let status = self.daemon.status().await?;
+            if shows(&status) {
+                return Ok(None);
+            }
+            if Instant::now() > deadline {
+                return Ok(Some(format!("{what}: status does not say so: {status}")));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     fn connections(&mut self, id: &str) -> anyhow::Result<&mut Vec<crate::background::Held>> {
         self.held
             .get_mut(id)
@@ -187,16 +214,28 @@ impl Stage<'_> {
     }
 
     async fn resolves(&self, from: &str, name: &str) -> anyhow::Result<Option<String>> {
+        // `p/s` is how another project's service is called, as in the probes by name.
         let project = from.split('/').next().unwrap_or_default();
-        let service = [format!("{project}/{name}"), format!("-/{name}")];
-        let service = service.iter().find(|key| self.world.knows(key));
+        let (service, name) = match name.split_once('/') {
+            Some(_) => (Some(name.to_owned()), name_of(&self.world, from, name)?),
+            None => {
+                let mut keys = vec![format!("{project}/{name}"), format!("-/{name}")];
+                keys.extend(
+                    name.split_once('.')
+                        .map(|(service, project)| format!("{project}/{service}")),
+                );
+                let known = keys.into_iter().find(|key| self.world.knows(key));
+                (known, name.to_owned())
+            }
+        };
+        let name = name.as_str();
         let external = self
             .world
             .externals
             .values()
             .find(|host| host.names.iter().any(|known| known == name));
         let mut theirs = Vec::new();
-        if let Some(key) = service {
+        if let Some(key) = &service {
             for replica in self.world.running(key).await? {
                 theirs.extend(replica.addresses());
             }
@@ -267,7 +306,20 @@ impl Stage<'_> {
     }
 
     fn latency(&self, metric: &str, max: f64) -> anyhow::Result<Option<String>> {
-        let mut samples = self.samples.get(metric).cloned().unwrap_or_default();
+        let name = metric.to_lowercase();
+        let says = |words: &[&str]| words.iter().any(|word| name.contains(word));
+        let policy = says(&["policy", "edge", "apply", "revo", "reload"]);
+        let start = says(&["start", "container", "service", "workload", "burst", "ready"]);
+        let either = says(&["converge", "update", "program"]) && !policy && !start;
+        let mut samples = Vec::new();
+        for (measured, wanted) in [
+            (Measured::Policy, policy || either),
+            (Measured::Start, start || either),
+        ] {
+            if wanted {
+                samples.extend(self.samples.get(&measured).into_iter().flatten().copied());
+            }
+        }
         if samples.is_empty() {
             bail!("latency_p99_ms: the runner does not measure {metric:?} here");
         }
@@ -278,12 +330,7 @@ impl Stage<'_> {
     }
 }
 
-/// The sum of all numbers in a report, whatever its shape.
-fn total(value: &Value) -> u64 {
-    match value {
-        Value::Number(number) => number.as_u64().unwrap_or(0),
-        Value::Array(list) => list.len() as u64,
-        Value::Object(map) => map.values().map(total).sum(),
-        Value::Bool(_) | Value::String(_) | Value::Null => 0,
-    }
+/// The last drift that the daemon has seen since it started; it says when.
+pub(crate) fn drift(status: &Value) -> Option<Value> {
+    status.get("drift").filter(|drift| !drift.is_null()).cloned()
 }

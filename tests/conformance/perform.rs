@@ -1,5 +1,6 @@
 //! The actions of a step, one after the other.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -7,19 +8,21 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::action::{Action, Replacement, ShortLived, Spoofed};
+use crate::action::{Action, IcmpError, Named, Replacement, ShortLived, Spoofed};
 use crate::background::{Held, NeverAllowed, Watch};
 use crate::case::ServiceSpec;
 use crate::daemon::Life;
 use crate::engine::{PROBE_INSIDE, output};
 use crate::fact::{Party, Transport};
 use crate::probes::{Source, families, run_probe};
+use crate::prose::{TightLoop, invalid_text, tight_loop};
 use crate::run::Stage;
 
 /// A packet that was forged, and where it must not arrive.
 #[derive(Debug)]
 pub(crate) struct Forged {
     pub(crate) id: Option<String>,
+    pub(crate) to: String,
     pub(crate) source: std::net::IpAddr,
     pub(crate) watches: Vec<Watch>,
 }
@@ -28,6 +31,8 @@ pub(crate) struct Forged {
 #[derive(Debug)]
 pub(crate) struct SentError {
     pub(crate) id: String,
+    pub(crate) to: String,
+    pub(crate) ipv6: bool,
     /// The embedded packet's ports, as they appear in the hex of what arrives.
     pub(crate) ports: String,
     pub(crate) watch: Watch,
@@ -45,16 +50,22 @@ impl Stage<'_> {
                 self.daemon.write(&files).await
             }
             Action::SubmitInvalidPolicy(invalid) => {
-                let text = invalid_text(&invalid.kind)?;
+                let text = invalid_text(&invalid.kind).with_context(|| {
+                    format!("the runner does not know the invalid policy {:?}", invalid.kind)
+                })?;
                 self.daemon.write_invalid(&invalid.kind, text)?;
                 // Long enough to be taken up, if it were.
                 tokio::time::sleep(Duration::from_millis(700)).await;
                 Ok(())
             }
-            Action::StartService(spec) => self.world.start_services(std::slice::from_ref(spec)).await,
+            Action::StartService(Named::Map(spec)) => {
+                self.world.start_services(std::slice::from_ref(spec)).await
+            }
+            Action::StartService(Named::Key(key)) => self.world.start_again(key).await,
             Action::StopService(service) => self.world.remove_service(service.key()).await,
-            Action::RecreateService(replacement) => {
-                let spec = replaced(self.world.spec(&replacement.service)?, replacement);
+            Action::RecreateService(service) => {
+                let replacement = service.replacement();
+                let spec = replaced(self.world.spec(&replacement.service)?, &replacement);
                 self.world.recreate(spec).await
             }
             Action::RestartService(service) => self.world.restart(service.key()).await,
@@ -68,7 +79,7 @@ impl Stage<'_> {
                 self.daemon.converge(within).await?;
                 self.run_short_lived(job).await
             }
-            Action::BurstStart(burst) => self.world.start_services(&burst.services()).await,
+            Action::BurstStart(burst) => self.world.burst(&burst.services()).await,
             Action::NetworkConnect(attachment) => {
                 let network = self.network(attachment)?;
                 self.world.connect(&attachment.service, &network).await
@@ -83,11 +94,15 @@ impl Stage<'_> {
                     .await
             }
             Action::StopController(_) => self.daemon.stop(Signal::SIGTERM).await,
-            Action::StartController(_) => self.daemon.start(),
+            Action::StartController(_) => {
+                self.drift_before = None;
+                self.daemon.start()
+            }
             Action::RestartController(how) => {
                 self.daemon
                     .stop(signal(how.signal.as_deref().unwrap_or("SIGTERM"))?)
                     .await?;
+                self.drift_before = None;
                 self.daemon.start()
             }
             Action::PauseController(_) => self.daemon.pause(),
@@ -110,13 +125,18 @@ impl Stage<'_> {
                     Some(text) => bail!("flush_ruleset: the runner does not know how to {text:?}"),
                 };
                 output("nft", &["flush", "ruleset"], "").await?;
+                self.world.lab.rules_gone.store(true, Ordering::Relaxed);
                 if restart {
                     self.restart_dockerd().await
                 } else {
                     Ok(())
                 }
             }
-            Action::DeleteSetElement(element) => self.delete_set_element(element.service.as_deref()).await,
+            Action::DeleteSetElement(element) => {
+                let source = element.flow.as_ref().map(|flow| flow.from.to_string());
+                self.delete_set_element(element.service.as_deref().or(source.as_deref()))
+                    .await
+            }
             Action::BreakNft(_) => self.daemon.break_nft(true),
             Action::RestoreNft(_) => self.daemon.break_nft(false),
             Action::RestartDockerd(_) => self.restart_dockerd().await,
@@ -131,10 +151,8 @@ impl Stage<'_> {
                 self.send_spoofed(spoofed).await
             }
             Action::SendIcmpError(error) => {
-                let (id, kind) = (
-                    error.id.clone(),
-                    error.kind.as_deref().unwrap_or("fragmentation-needed"),
-                );
+                let id = self.connection_for(error).await?;
+                let kind = icmp_error(error.kind.as_deref().unwrap_or("fragmentation-needed"))?;
                 self.send_icmp_error(id, error.from.as_deref(), kind).await
             }
             Action::Wait(pause) => {
@@ -169,7 +187,12 @@ impl Stage<'_> {
     }
 
     async fn run_short_lived(&mut self, job: &ShortLived) -> anyhow::Result<()> {
-        let (target, port, seconds) = tight_loop(&job.entrypoint)?;
+        let TightLoop {
+            target,
+            transport,
+            port,
+            seconds,
+        } = tight_loop(&job.entrypoint)?;
         let (project, service) = job
             .service
             .split_once('/')
@@ -183,7 +206,7 @@ impl Stage<'_> {
             let families = families(self.case);
             for address in replica.addresses() {
                 if families.iter().any(|family| family.holds(address)) {
-                    command.extend(["tcp".to_owned(), address.to_string(), port.to_string()]);
+                    command.extend([transport.to_string(), address.to_string(), port.to_string()]);
                 }
             }
         }
@@ -263,6 +286,7 @@ impl Stage<'_> {
     }
 
     async fn send_spoofed(&mut self, spoofed: &Spoofed) -> anyhow::Result<()> {
+        let forgery = spoofed.forgery().map_err(anyhow::Error::msg)?;
         let family = families(self.case)[0];
         let address_of = |replicas: &[crate::world::Running]| {
             let address = replicas
@@ -271,25 +295,25 @@ impl Stage<'_> {
                 .find(|ip| family.holds(*ip));
             address.context("send_spoofed: no address to forge or to send to")
         };
-        let pretended = match spoofed.pretend.parse::<std::net::IpAddr>() {
+        let pretended = match forgery.pretend.parse::<std::net::IpAddr>() {
             Ok(address) => address,
-            Err(_) => address_of(&self.world.running(&spoofed.pretend).await?)?,
+            Err(_) => address_of(&self.world.running(&forgery.pretend).await?)?,
         };
-        let senders = self.world.running(&spoofed.from).await?;
-        let targets = self.world.running(&spoofed.to).await?;
+        let senders = self.world.running(&forgery.from).await?;
+        let targets = self.world.running(&forgery.to).await?;
         let mut watches = Vec::new();
         for target in &targets {
             let place = Source {
                 name: target.name.clone(),
                 pid: Some(target.pid),
             };
-            watches.push(Watch::start(&self.world, &place, spoofed.proto, pretended.is_ipv6()).await?);
+            watches.push(Watch::start(&self.world, &place, forgery.proto, pretended.is_ipv6()).await?);
         }
-        let (proto, count) = (spoofed.proto.to_string(), spoofed.count.to_string());
-        let port = if spoofed.proto == Transport::Icmp {
+        let (proto, count) = (forgery.proto.to_string(), spoofed.count.to_string());
+        let port = if forgery.proto == Transport::Icmp {
             "echo".to_owned()
         } else {
-            spoofed.port.to_string()
+            forgery.port.to_string()
         };
         for sender in &senders {
             let place = Source {
@@ -313,10 +337,38 @@ impl Stage<'_> {
         }
         self.forged.push(Forged {
             id: spoofed.id.clone(),
+            to: forgery.to,
             source: pretended,
             watches,
         });
         Ok(())
+    }
+
+    /// The connection that an ICMP error is about, opened if need be.
+    async fn connection_for(&mut self, error: &IcmpError) -> anyhow::Result<String> {
+        if let Some(id) = &error.id {
+            return Ok(id.clone());
+        }
+        let mut open = self.held.iter();
+        match &error.flow {
+            None => {
+                let only = (open.next(), open.next());
+                let (Some((id, _)), None) = only else {
+                    bail!("send_icmp_error: it does not say about which connection")
+                };
+                Ok(id.clone())
+            }
+            Some(flow) => {
+                let of_flow = |held: &Vec<Held>| held.iter().any(|held| held.flow == *flow);
+                if let Some((id, _)) = open.find(|(_, held)| of_flow(held)) {
+                    return Ok(id.clone());
+                }
+                let id = flow.to_string();
+                let held = Held::open(&self.world, self.case, flow).await?;
+                self.held.insert(id.clone(), held);
+                Ok(id)
+            }
+        }
     }
 
     /// The server's side of a held connection sends the client an ICMP error about it.
@@ -359,7 +411,14 @@ impl Stage<'_> {
         ];
         run_probe(&self.world, &place, &words, "").await?;
         let ports = format!("{:04x}{:04x}", held.local.port(), held.peer.port());
-        self.errors.push(SentError { id, ports, watch });
+        let (to, ipv6) = (held.flow.from.to_string(), held.peer.is_ipv6());
+        self.errors.push(SentError {
+            id,
+            to,
+            ipv6,
+            ports,
+            watch,
+        });
         Ok(())
     }
 
@@ -393,52 +452,15 @@ fn signal(name: &str) -> anyhow::Result<Signal> {
         .map_err(|_| anyhow::anyhow!("unknown signal {name:?}"))
 }
 
-/// The one program that a short-lived container is told in words:
-/// `connect x/a:80 in a tight loop for 2s from the first instruction, by address`.
-pub(crate) fn tight_loop(entrypoint: &str) -> anyhow::Result<(String, u16, f64)> {
-    let words: Vec<&str> = entrypoint.split_whitespace().collect();
-    let unknown = || format!("the runner does not know the entrypoint {entrypoint:?}");
-    let ["connect", target, "in", "a", "tight", "loop", "for", time, ..] = words.as_slice() else {
-        bail!("{}", unknown())
-    };
-    let (service, port) = target.split_once(':').with_context(unknown)?;
-    let seconds = time
-        .trim_end_matches(',')
-        .strip_suffix('s')
-        .with_context(unknown)?;
-    Ok((
-        service.to_owned(),
-        port.parse().with_context(unknown)?,
-        seconds.parse().with_context(unknown)?,
-    ))
-}
-
-/// A policy file that must be refused, for each kind of fault.
-fn invalid_text(kind: &str) -> anyhow::Result<&'static str> {
-    Ok(match kind.to_lowercase().replace(['-', ' '], "_").as_str() {
-        "syntax" | "yaml_syntax" | "syntax_error" | "malformed" | "malformed_yaml" | "yaml"
-        | "unparseable" => "cofferdam: 1\nsegment: [broken\n",
-        "unknown_field" | "unknown_key" | "schema" | "typo" => "cofferdam: 1\nsegment: broken\nalow: []\n",
-        "unknown_service" | "undefined_service" | "unknown_reference" | "dangling_reference" => {
-            "cofferdam: 1\nsegment: broken\nservices: {a: {select: {compose: q/a}}}\nallow: [{from: nobody, to: a, ports: [80]}]\n"
+/// As the probe calls it.
+fn icmp_error(kind: &str) -> anyhow::Result<&'static str> {
+    Ok(match kind.to_lowercase().replace(['_', ' '], "-").as_str() {
+        "fragmentation-needed" | "frag-needed" | "packet-too-big" | "too-big" | "pmtu" => {
+            "fragmentation-needed"
         }
-        "bad_port" | "invalid_port" | "port_out_of_range" | "port" => {
-            "cofferdam: 1\nsegment: broken\nservices: {a: {select: {compose: q/a}}}\nallow: [{from: a, to: a, ports: [70000]}]\n"
-        }
-        "bad_range" | "inverted_range" | "port_range" | "invalid_port_range" => {
-            "cofferdam: 1\nsegment: broken\nservices: {a: {select: {compose: q/a}}}\nallow: [{from: a, to: a, ports: [90-80/tcp]}]\n"
-        }
-        "bad_cidr" | "invalid_cidr" | "cidr" => {
-            "cofferdam: 1\nsegment: broken\nexternals: {e: {cidrs: [10.0.0.0/33]}}\n"
-        }
-        "bad_protocol" | "unknown_protocol" | "protocol" => {
-            "cofferdam: 1\nsegment: broken\nservices: {a: {select: {compose: q/a}}}\nallow: [{from: a, to: a, ports: [80/tpc]}]\n"
-        }
-        "duplicate_key" | "duplicate" => "cofferdam: 1\nsegment: broken\nsegment: twice\n",
-        "empty_list" | "empty_selector" | "empty" => {
-            "cofferdam: 1\nsegment: broken\nservices: {a: {select: []}}\n"
-        }
-        "bad_version" | "unknown_version" | "version" => "cofferdam: 99\nsegment: broken\n",
-        other => bail!("submit_invalid_policy: the runner does not know the kind {other:?}"),
+        "port-unreachable" => "port-unreachable",
+        "host-unreachable" | "unreachable" | "destination-unreachable" => "host-unreachable",
+        "time-exceeded" | "ttl-exceeded" => "time-exceeded",
+        _ => bail!("send_icmp_error: the runner does not know the kind {kind:?}"),
     })
 }

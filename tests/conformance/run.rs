@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::action::Assertion;
+use serde_json::Value;
+
+use crate::action::{Action, Assertion};
 use crate::background::{Held, NeverAllowed};
 use crate::case::{Case, Expect, Step};
 use crate::daemon::{Daemon, Life};
 use crate::engine::Lab;
 use crate::fact::Fact;
+use crate::judge::drift;
 use crate::perform::{Forged, SentError};
 use crate::probes::{Expected, first_wrong};
 use crate::report::Verdict;
@@ -31,8 +34,21 @@ pub(crate) struct Stage<'a> {
     pub(crate) forged: Vec<Forged>,
     pub(crate) errors: Vec<SentError>,
     pub(crate) changed_policy: Option<Instant>,
-    /// Milliseconds, by what they measure.
-    pub(crate) samples: BTreeMap<String, Vec<f64>>,
+    /// The last drift that the daemon had seen when the step began.
+    pub(crate) drift_before: Option<Value>,
+    /// When the last action that started containers was done.
+    pub(crate) started: Option<Instant>,
+    /// Milliseconds until the daemon said that it was done, and stayed so for a moment: never less than it took.
+    pub(crate) samples: BTreeMap<Measured, Vec<f64>>,
+}
+
+/// What a latency is counted from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Measured {
+    /// The change of the policy's files.
+    Policy,
+    /// The start of containers.
+    Start,
 }
 
 /// Whether the daemon under test runs.
@@ -73,7 +89,7 @@ async fn play(
 ) -> anyhow::Result<Option<String>> {
     world::clear(lab).await?;
     world::scrub(lab).await?;
-    let mut translator = Translator::default();
+    let mut translator = Translator::of(case);
     let files = translator.files(&case.policy)?;
     let mut daemon = Daemon::prepare(lab, log.to_owned(), with == With::NoDaemon)?;
     daemon.write(&files).await?;
@@ -89,6 +105,8 @@ async fn play(
         forged: Vec::new(),
         errors: Vec::new(),
         changed_policy: None,
+        drift_before: None,
+        started: None,
         samples: BTreeMap::new(),
     };
     stage.daemon.start()?;
@@ -127,9 +145,16 @@ impl Stage<'_> {
 
     async fn step(&mut self, step: &Step) -> anyhow::Result<Option<String>> {
         let within = Duration::from_millis(step.within_ms.unwrap_or(self.case.defaults.converge_ms));
+        self.drift_before = match self.follows() {
+            true => self.daemon.status().await.ok().as_ref().and_then(drift),
+            false => None,
+        };
         self.start_background(&step.expect).await?;
         for action in &step.actions {
             self.perform(action, within).await?;
+            if starts_containers(action) {
+                self.started = Some(Instant::now());
+            }
             self.follow().await?;
         }
         self.settle(within).await?;
@@ -199,17 +224,12 @@ impl Stage<'_> {
                     .max(Duration::from_millis(500)),
             )
             .await?;
-        if let Some(changed) = self.changed_policy.take() {
-            let took = changed.elapsed().as_secs_f64() * 1000.0;
-            for metric in [
-                "policy_apply",
-                "policy-apply",
-                "set_policy",
-                "convergence",
-                "converge",
-            ] {
-                self.samples.entry(metric.to_owned()).or_default().push(took);
-            }
+        for (since, measured) in [
+            (self.changed_policy.take(), Measured::Policy),
+            (self.started.take(), Measured::Start),
+        ] {
+            let took = since.map(|since| since.elapsed().as_secs_f64() * 1000.0);
+            self.samples.entry(measured).or_default().extend(took);
         }
         Ok(())
     }
@@ -241,4 +261,16 @@ fn facts(expect: &Expect) -> Vec<(Expected, Fact)> {
         .map(with(Expected::Allow))
         .chain(expect.deny.iter().map(with(Expected::Deny)))
         .collect()
+}
+
+fn starts_containers(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::StartService(_)
+            | Action::RecreateService(_)
+            | Action::RestartService(_)
+            | Action::Scale(_)
+            | Action::RollingUpdate(_)
+            | Action::BurstStart(_)
+    )
 }

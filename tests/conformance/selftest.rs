@@ -120,6 +120,7 @@ pub(crate) async fn run(lab: &Lab, with: With, logs: &Path) -> anyhow::Result<bo
             continue;
         }
         let with = if with == With::NoDaemon { with } else { test.with };
+        lab.repair().await?;
         let verdict = judge(lab, &case(test, index + 1)?, with, logs, test.sabotage).await;
         match verdict {
             Verdict::Failed(reason) if reason.contains(test.reason) => {

@@ -2,87 +2,79 @@
 //!
 //! Every distinct selector becomes a named service of the segment `conformance`, and keeps its name for the length of
 //! a case; `everyone` selects all containers, so that all are managed.
+//!
+//! Cofferdam has no denials, no one-sided edges, no isolation by selection and no port names. What is said with them is
+//! turned into an allow-graph where that is exact, for containers that come later too (see [`crate::algebra`]): a
+//! selector without an opposite, or a port name that changes its port within the case, is still lacking.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use crate::case::{
-    Direction, Expression, NeutralEdge, NeutralPolicy, NeutralPort, NeutralSelector, Operator,
-};
-use crate::case::{PortSpec, Stance};
-use crate::fact::Transport;
+use crate::action::Action;
+use crate::algebra::{Addresses, Containers, End, Flows, NoOpposite, Traffic};
+use crate::case::{Case, Direction, NeutralEdge, NeutralPolicy, Side, Stance};
+use crate::rules::{Port, PortNames, Rule, Untranslatable, all_rules, end, rules};
+use crate::words::{ports, select, written};
 
-/// Why a policy cannot be said in Cofferdam's words.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Untranslatable {
-    #[error("the product has no {0}, and the case does not require it")]
-    Lacking(&'static str),
-    #[error("no edge can join {from} and {to}: neither is a service")]
-    NoService { from: String, to: String },
-    #[error("a selector mixes keys that exclude each other: {0}")]
-    Mixed(String),
-    #[error("a selector selects nothing at all")]
-    EmptySelector,
-    #[error("an edge's list of {0} is empty")]
-    EmptyList(&'static str),
-    #[error("not a port of {0}: {1}")]
-    BadPort(Transport, String),
-}
-
-/// One end of an edge: its name in the file and whether that is a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct End {
-    name: String,
-    service: bool,
-}
-
+const EVERYONE: &str = "everyone";
 /// Names given so far: they outlive a policy, so that a change of one edge is a change of one edge.
 #[derive(Debug, Default)]
 pub(crate) struct Translator {
-    names: BTreeMap<NeutralSelector, String>,
+    ports: PortNames,
+    /// By what the name stands for, as it is written.
+    names: BTreeMap<String, String>,
     services: BTreeMap<String, Value>,
     externals: BTreeMap<String, Value>,
 }
 
-const EVERYONE: &str = "everyone";
-const NO_PROJECT: &str = "!com.docker.compose.project";
-
 impl Translator {
+    pub(crate) fn of(case: &Case) -> Self {
+        Self {
+            ports: PortNames::of(case),
+            ..Self::default()
+        }
+    }
+
+    /// The first capability that a policy of the case needs and that cannot be translated away, if any.
+    pub(crate) fn lacking(case: &Case) -> Option<&'static str> {
+        let mut translator = Self::of(case);
+        let later = case.steps.iter().flat_map(|step| &step.actions);
+        let later = later.filter_map(|action| match action {
+            Action::SetPolicy(policy) => Some(policy),
+            _ => None,
+        });
+        std::iter::once(&case.policy)
+            .chain(later)
+            .find_map(|policy| match translator.files(policy) {
+                Err(Untranslatable::Lacking(name)) => Some(name),
+                _ => None,
+            })
+    }
+
     /// The files of the policy directory by name. They are JSON, which is YAML.
     pub(crate) fn files(
         &mut self,
         policy: &NeutralPolicy,
     ) -> Result<BTreeMap<String, String>, Untranslatable> {
-        let lacking = [
-            (
-                "default-allow",
-                policy.default == Stance::Allow || !policy.isolate.is_empty(),
-            ),
-            (
-                "deny-rules",
-                !policy.deny.is_empty() || policy.documents.iter().any(|d| !d.deny.is_empty()),
-            ),
-            (
-                "default-allow",
-                policy.documents.iter().any(|d| !d.isolate.is_empty()),
-            ),
-            ("audit", policy.audit.is_some()),
-        ];
-        if let Some((name, _)) = lacking.into_iter().find(|(_, used)| *used) {
-            return Err(Untranslatable::Lacking(name));
+        if policy.audit.is_some() {
+            return Err(Untranslatable::Lacking("audit"));
         }
-        let mut used = BTreeMap::new();
-        let mut documents = Vec::new();
-        for document in &policy.documents {
-            documents.push((document.name.clone(), self.edges(&document.allow, &mut used)?));
-        }
-        let base_edges = self.edges(&policy.allow, &mut used)?;
+        let mut used = BTreeSet::new();
+        let (base_edges, documents) = if is_plain(policy) {
+            let mut documents = Vec::new();
+            for document in &policy.documents {
+                documents.push((document.name.clone(), self.edges(&document.allow, &mut used)?));
+            }
+            (self.edges(&policy.allow, &mut used)?, documents)
+        } else {
+            (self.graph(policy, &mut used)?, Vec::new())
+        };
 
         let mut base = head();
         let mut services = Map::from_iter([(EVERYONE.to_owned(), json!({"select": {"name": "*"}}))]);
         let mut externals = Map::new();
-        for name in used.keys() {
+        for name in &used {
             if let Some(service) = self.services.get(name) {
                 services.insert(name.clone(), service.clone());
             }
@@ -113,101 +105,235 @@ impl Translator {
         Ok(files)
     }
 
+    /// Edges that open what they say, one for one.
     fn edges(
         &mut self,
         edges: &[NeutralEdge],
-        used: &mut BTreeMap<String, ()>,
+        used: &mut BTreeSet<String>,
     ) -> Result<Vec<Value>, Untranslatable> {
-        edges.iter().map(|edge| self.edge(edge, used)).collect()
-    }
-
-    fn edge(&mut self, edge: &NeutralEdge, used: &mut BTreeMap<String, ()>) -> Result<Value, Untranslatable> {
-        if edge.direction != Direction::Both {
-            return Err(Untranslatable::Lacking("directional"));
-        }
-        let mut ends = |selectors: &[NeutralSelector], what| {
-            if selectors.is_empty() {
-                return Err(Untranslatable::EmptyList(what));
-            }
-            selectors
-                .iter()
-                .map(|selector| self.end(selector))
-                .collect::<Result<Vec<_>, _>>()
-        };
-        let (from, to) = (ends(&edge.from, "from")?, ends(&edge.to, "to")?);
-        for source in &from {
-            if let Some(target) = to.iter().find(|target| !source.service && !target.service) {
-                return Err(Untranslatable::NoService {
-                    from: source.name.clone(),
-                    to: target.name.clone(),
-                });
-            }
-        }
-        let ports = match &edge.ports {
-            None => json!("any"),
-            Some(ports) if ports.is_empty() => return Err(Untranslatable::EmptyList("ports")),
-            Some(ports) => ports.iter().map(port).collect::<Result<Value, _>>()?,
-        };
-        used.extend(from.iter().chain(&to).map(|end| (end.name.clone(), ())));
-        Ok(json!({"from": names(&from), "to": names(&to), "ports": ports}))
-    }
-
-    fn end(&mut self, selector: &NeutralSelector) -> Result<End, Untranslatable> {
-        let containers = selector.project.is_some()
-            || selector.service.is_some()
-            || !selector.labels.is_empty()
-            || !selector.expr.is_empty()
-            || selector.any_service;
-        let kinds = [
-            containers,
-            selector.cidr.is_some(),
-            selector.fqdn.is_some(),
-            selector.world,
-            selector.host,
-        ];
-        match kinds.iter().filter(|kind| **kind).count() {
-            0 => return Err(Untranslatable::EmptySelector),
-            1 => {}
-            _ => return Err(Untranslatable::Mixed(format!("{selector:?}"))),
-        }
-        let plain = |name: &str| End {
-            name: name.to_owned(),
-            service: false,
-        };
-        if selector.fqdn.is_some() {
-            return Err(Untranslatable::Lacking("fqdn"));
-        } else if selector.world {
-            return Ok(plain("world"));
-        } else if selector.host {
-            return Ok(plain("host"));
-        } else if let Some(cidr) = &selector.cidr {
-            let name = self.name(selector, "ext");
-            let mut external = json!({"cidrs": [cidr.to_string()]});
-            if !selector.except.is_empty() {
-                external["except"] = selector.except.iter().map(ToString::to_string).collect();
-            }
-            self.externals.insert(name.clone(), external);
-            return Ok(plain(&name));
-        }
-        let select = select(selector);
-        if select == json!({"name": "*"}) {
-            return Ok(End {
-                name: EVERYONE.to_owned(),
-                service: true,
+        let mut rendered = Vec::new();
+        for rule in rules(edges)? {
+            let known = rule.ports.iter().filter_map(|port| match port {
+                Port::Known(traffic) => Some(traffic),
+                Port::Named(..) => None,
             });
+            let all: Vec<Value> = known.flat_map(ports).collect();
+            if !all.is_empty() {
+                rendered.extend(self.edge(&rule.from, &rule.to, all, used)?);
+            }
+            for (to, traffic) in self.named(&rule)? {
+                rendered.extend(self.edge(&rule.from, &[to], ports(&traffic), used)?);
+            }
         }
-        let name = self.name(selector, "sel");
-        self.services.insert(name.clone(), json!({"select": select}));
-        Ok(End { name, service: true })
+        Ok(rendered)
     }
 
-    fn name(&mut self, selector: &NeutralSelector, prefix: &str) -> String {
+    fn named(&self, rule: &Rule) -> Result<Vec<(End, Traffic)>, Untranslatable> {
+        let mut found = Vec::new();
+        for port in &rule.ports {
+            if let Port::Named(transport, name) = port {
+                for to in &rule.to {
+                    found.extend(self.ports.resolve(to, *transport, name)?);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// What between two ends that are no services is nobody's to govern, so no edge says it.
+    fn edge(
+        &mut self,
+        from: &[End],
+        to: &[End],
+        ports: Vec<Value>,
+        used: &mut BTreeSet<String>,
+    ) -> Result<Vec<Value>, Untranslatable> {
+        let (from, outside): (Vec<&End>, Vec<&End>) = from.iter().partition(|end| end.is_service());
+        let (to_services, to_outside): (Vec<&End>, Vec<&End>) = to.iter().partition(|end| end.is_service());
+        fn every<'a>(some: &[&'a End], more: &[&'a End]) -> Vec<&'a End> {
+            [some, more].concat()
+        }
+        let parts = if to_outside.is_empty() {
+            vec![(every(&from, &outside), to_services)]
+        } else {
+            vec![(from, every(&to_services, &to_outside)), (outside, to_services)]
+        };
+        let mut edges = Vec::new();
+        for (from, to) in parts {
+            if !from.is_empty() && !to.is_empty() {
+                let (from, to) = (self.names(&from, used)?, self.names(&to, used)?);
+                edges.push(json!({"from": from, "to": to, "ports": written(&ports)}));
+            }
+        }
+        Ok(edges)
+    }
+
+    fn names(&mut self, ends: &[&End], used: &mut BTreeSet<String>) -> Result<Vec<String>, Untranslatable> {
+        let mut names = Vec::new();
+        for end in ends {
+            let name = self.name(end)?;
+            used.insert(name.clone());
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn name(&mut self, end: &End) -> Result<String, Untranslatable> {
+        match end {
+            End::World => Ok("world".to_owned()),
+            End::Host => Ok("host".to_owned()),
+            End::Containers(all) if *all == Containers::default() => Ok(EVERYONE.to_owned()),
+            End::Containers(containers) => {
+                let service = json!({"select": select(containers)?});
+                let name = self.new_name(&service, "sel");
+                self.services.insert(name.clone(), service);
+                Ok(name)
+            }
+            End::Addresses(Addresses { within, except }) => {
+                let text = |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect::<Value>();
+                let mut external = json!({"cidrs": text(within)});
+                if !except.is_empty() {
+                    external["except"] = text(except);
+                }
+                let name = self.new_name(&external, "ext");
+                self.externals.insert(name.clone(), external);
+                Ok(name)
+            }
+        }
+    }
+
+    fn new_name(&mut self, what: &Value, prefix: &str) -> String {
         let next = self.names.len() + 1;
         self.names
-            .entry(selector.clone())
+            .entry(what.to_string())
             .or_insert_with(|| format!("{prefix}-{next}"))
             .clone()
     }
+
+    /// The allow-graph of a policy with directions, isolation or denials.
+    ///
+    /// A flow passes if its source may send it and its destination may get it, each because it is not isolated on that side
+    /// or because an edge of that side matches, and no denial matches.
+    fn graph(
+        &mut self,
+        policy: &NeutralPolicy,
+        used: &mut BTreeSet<String>,
+    ) -> Result<Vec<Value>, Untranslatable> {
+        let documents = &policy.documents;
+        let mut both = Vec::new();
+        let (mut sent, mut received) = (Vec::new(), Vec::new());
+        for rule in all_rules(std::iter::once(&policy.allow).chain(documents.iter().map(|d| &d.allow)))? {
+            let flows = self.flows(&rule)?;
+            match rule.direction {
+                Direction::Both => both.extend(flows),
+                Direction::Egress => sent.extend(flows),
+                Direction::Ingress => received.extend(flows),
+            }
+        }
+        let isolated = |side: Side| -> Result<Vec<Containers>, Untranslatable> {
+            if policy.default == Stance::Deny {
+                return Ok(vec![Containers::default()]);
+            }
+            let entries = policy
+                .isolate
+                .iter()
+                .chain(documents.iter().flat_map(|d| &d.isolate));
+            let mut sets = Vec::new();
+            for selector in entries
+                .filter(|entry| entry.on(side))
+                .flat_map(|entry| entry.select.list())
+            {
+                if let Some(End::Containers(containers)) = end(selector)? {
+                    sets.push(containers);
+                }
+            }
+            Ok(sets)
+        };
+        let free = |side| -> Result<Vec<End>, Untranslatable> {
+            let rest = Containers::in_none_of(&isolated(side)?).map_err(|_| default_allow())?;
+            let outside = [End::World, End::Host];
+            Ok(rest.into_iter().map(End::Containers).chain(outside).collect())
+        };
+        let flows = |from: End, to: End| Flows {
+            from,
+            to,
+            traffic: Traffic::Any,
+        };
+        for from in free(Side::Egress)? {
+            sent.extend(End::anything().into_iter().map(|to| flows(from.clone(), to)));
+        }
+        for to in free(Side::Ingress)? {
+            received.extend(End::anything().into_iter().map(|from| flows(from, to.clone())));
+        }
+        // What two edges of both sides have in common, each of them opens by itself.
+        let mut open: BTreeSet<Flows> = both.iter().cloned().collect();
+        let meet = |some: &[Flows], others: &[Flows]| -> Vec<Flows> {
+            let pairs = some
+                .iter()
+                .flat_map(|one| others.iter().filter_map(|other| one.and(other)));
+            pairs.collect()
+        };
+        open.extend(meet(&sent, &received));
+        open.retain(|flows| flows.from.is_service() || flows.to.is_service());
+
+        let denied = std::iter::once(&policy.deny).chain(documents.iter().map(|d| &d.deny));
+        for rule in all_rules(denied)? {
+            for denied in self.flows(&rule)? {
+                let mut left = BTreeSet::new();
+                for flows in open {
+                    left.extend(flows.without(&denied).map_err(deny_rules)?);
+                }
+                open = left;
+            }
+        }
+        let mut edges = Vec::new();
+        for flows in open {
+            let ports = ports(&flows.traffic);
+            if !ports.is_empty() {
+                edges.extend(self.edge(&[flows.from], &[flows.to], ports, used)?);
+            }
+        }
+        Ok(edges)
+    }
+
+    fn flows(&self, rule: &Rule) -> Result<Vec<Flows>, Untranslatable> {
+        let mut targets = self.named(rule)?;
+        for port in &rule.ports {
+            if let Port::Known(traffic) = port {
+                targets.extend(rule.to.iter().map(|to| (to.clone(), traffic.clone())));
+            }
+        }
+        let flows = targets.into_iter().flat_map(|(to, traffic)| {
+            rule.from.iter().map(move |from| Flows {
+                from: from.clone(),
+                to: to.clone(),
+                traffic: traffic.clone(),
+            })
+        });
+        Ok(flows.collect())
+    }
+}
+
+fn default_allow() -> Untranslatable {
+    Untranslatable::Lacking("default-allow")
+}
+
+fn deny_rules(_: NoOpposite) -> Untranslatable {
+    Untranslatable::Lacking("deny-rules")
+}
+
+/// Whether each edge opens what it says, and nothing else counts.
+fn is_plain(policy: &NeutralPolicy) -> bool {
+    let both = |edges: &[NeutralEdge]| edges.iter().all(|edge| edge.direction == Direction::Both);
+    policy.default == Stance::Deny
+        && policy.deny.is_empty()
+        && both(&policy.allow)
+        && policy
+            .documents
+            .iter()
+            .all(|document| document.deny.is_empty() && both(&document.allow))
 }
 
 fn head() -> Map<String, Value> {
@@ -219,90 +345,4 @@ fn head() -> Map<String, Value> {
 
 fn render(document: Map<String, Value>) -> String {
     format!("{:#}\n", Value::Object(document))
-}
-
-fn names(ends: &[End]) -> Vec<&str> {
-    ends.iter().map(|end| end.name.as_str()).collect()
-}
-
-/// The `select` of a service; a list where one alternative is not enough.
-fn select(selector: &NeutralSelector) -> Value {
-    let mut parts = Map::new();
-    let mut terms: Vec<String> = selector.expr.iter().map(term).collect();
-    let mut plain_name = None;
-    match (selector.project.as_deref(), selector.service.as_deref()) {
-        (Some("-"), name) => {
-            terms.push(NO_PROJECT.to_owned());
-            plain_name = name;
-        }
-        (None, None) => {}
-        (project, service) => {
-            let pattern = format!("{}/{}", project.unwrap_or("*"), service.unwrap_or("*"));
-            parts.insert("compose".to_owned(), json!(pattern));
-        }
-    }
-    // The map form takes any value; the grammar is needed only where the map cannot say it.
-    if terms.is_empty() && !selector.labels.is_empty() {
-        parts.insert("labels".to_owned(), json!(selector.labels));
-    } else if !terms.is_empty() {
-        terms.extend(
-            selector
-                .labels
-                .iter()
-                .map(|(key, value)| format!("{key}={value}")),
-        );
-        parts.insert("labels".to_owned(), json!(terms.join(",")));
-    }
-    match plain_name {
-        Some(name) => {
-            let named = |pattern: String| {
-                let mut parts = parts.clone();
-                parts.insert("name".to_owned(), json!(pattern));
-                Value::Object(parts)
-            };
-            // Further replicas are numbered; and Docker wants names of two characters at least.
-            let first = if name.len() > 1 {
-                name.to_owned()
-            } else {
-                format!("{name}-1")
-            };
-            let replicas = (2..=9).map(|number| format!("{name}-{number}"));
-            std::iter::once(first).chain(replicas).map(named).collect()
-        }
-        None if parts.is_empty() => json!({"name": "*"}),
-        None => Value::Object(parts),
-    }
-}
-
-/// An expression in Kubernetes' label-selector grammar.
-fn term(expression: &Expression) -> String {
-    let (key, values) = (&expression.key, expression.values.join(","));
-    match expression.op {
-        Operator::In => format!("{key} in ({values})"),
-        Operator::NotIn => format!("{key} notin ({values})"),
-        Operator::Exists => key.clone(),
-        Operator::DoesNotExist => format!("!{key}"),
-    }
-}
-
-fn port(port: &NeutralPort) -> Result<Value, Untranslatable> {
-    let bad = |transport, text: &str| Err(Untranslatable::BadPort(transport, text.to_owned()));
-    match (port.proto, &port.port) {
-        (None, None) => Ok(json!("any")),
-        (Some(transport), None) => Ok(json!(transport.to_string())),
-        (Some(Transport::Icmp), Some(PortSpec::Name(name))) if name == "echo" => {
-            Ok(json!("icmp/echo-request"))
-        }
-        (Some(Transport::Icmp), Some(other)) => bad(Transport::Icmp, &format!("{other:?}")),
-        (_, Some(PortSpec::Name(_))) => Err(Untranslatable::Lacking("named-port")),
-        (None | Some(Transport::Tcp), Some(PortSpec::Number(number))) => Ok(json!(number)),
-        (Some(transport), Some(PortSpec::Number(number))) => Ok(json!(format!("{number}/{transport}"))),
-        (transport, Some(PortSpec::Range(range))) => {
-            let transport = transport.unwrap_or(Transport::Tcp);
-            if range.from > range.to {
-                return bad(transport, &format!("{}-{}", range.from, range.to));
-            }
-            Ok(json!(format!("{}-{}/{transport}", range.from, range.to)))
-        }
-    }
 }

@@ -18,9 +18,12 @@ use crate::fact::Transport;
 /// Networks that the controller made, not the case.
 pub(crate) const OURS: &str = "cofferdam-";
 const AT_ONCE: usize = 6;
+/// What a case calls a burst.
+const BURST_AT_ONCE: usize = 64;
 
-/// A host address that belongs to no bridge, for published ports and listeners of the host.
-pub(crate) const HOST_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+/// A host address that belongs to no bridge, for published ports and listeners of the host. Out of the range for
+/// benchmarks: the ranges for examples are the cases' own.
+pub(crate) const HOST_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 200, 1));
 pub(crate) const HOST_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1));
 
 #[derive(Debug, Clone)]
@@ -69,6 +72,8 @@ pub(crate) struct World {
     /// Addresses that removed containers had, by service; the last removal wins.
     pub(crate) freed: BTreeMap<String, Vec<(String, IpAddr)>>,
     pub(crate) ever_freed: BTreeSet<IpAddr>,
+    /// Services that were stopped, as they were.
+    stopped: BTreeMap<String, ServiceSpec>,
 }
 
 impl World {
@@ -89,13 +94,14 @@ impl World {
             _host: None,
             freed: BTreeMap::new(),
             ever_freed: BTreeSet::new(),
+            stopped: BTreeMap::new(),
         };
         for (index, external) in topology.externals.iter().enumerate() {
             let host = ExternalHost::start(lab, external, index as u8).await?;
             world.externals.insert(external.name.clone(), host);
         }
         if let Some(host) = &topology.host {
-            world._host = Some(HostListener::start(lab, &host.listen).await?);
+            world._host = Some(HostListener::start(lab, host.listen()).await?);
         }
         world.start_services(&topology.services).await?;
         Ok(world)
@@ -103,6 +109,15 @@ impl World {
 
     /// Starts services side by side; those that share another's namespace come after the rest.
     pub(crate) async fn start_services(&mut self, specs: &[ServiceSpec]) -> anyhow::Result<()> {
+        self.start(specs, AT_ONCE).await
+    }
+
+    /// Starts all containers of these services at once.
+    pub(crate) async fn burst(&mut self, specs: &[ServiceSpec]) -> anyhow::Result<()> {
+        self.start(specs, BURST_AT_ONCE).await
+    }
+
+    async fn start(&mut self, specs: &[ServiceSpec], at_once: usize) -> anyhow::Result<()> {
         for spec in specs {
             for network in attachments(spec)? {
                 self.ensure_network(&network).await?;
@@ -123,7 +138,7 @@ impl World {
                         .await?;
                     Ok::<_, anyhow::Error>((spec.key(), container))
                 })
-                .buffered(AT_ONCE)
+                .buffered(at_once)
                 .try_collect()
                 .await?;
             for spec in group {
@@ -197,15 +212,17 @@ impl World {
             if network != "bridge" && spec.project().is_some() {
                 endpoint["Aliases"] = json!([spec.service]);
             }
-            if let Some((taken, address)) = &reused
+            if let Some((taken, addresses)) = &reused
                 && taken == network
             {
-                let key = if address.is_ipv4() {
-                    "IPv4Address"
-                } else {
-                    "IPv6Address"
-                };
-                endpoint["IPAMConfig"] = json!({ key: address.to_string() });
+                for address in addresses {
+                    let key = if address.is_ipv4() {
+                        "IPv4Address"
+                    } else {
+                        "IPv6Address"
+                    };
+                    endpoint["IPAMConfig"][key] = json!(address.to_string());
+                }
             }
             endpoint
         };
@@ -250,7 +267,12 @@ impl World {
         Ok(Container { id: created.id, name })
     }
 
-    fn reused_address(&self, spec: &ServiceSpec, number: u32) -> anyhow::Result<Option<(String, IpAddr)>> {
+    /// A network of the case and the addresses there that another service left behind.
+    fn reused_address(
+        &self,
+        spec: &ServiceSpec,
+        number: u32,
+    ) -> anyhow::Result<Option<(String, Vec<IpAddr>)>> {
         let Some(former) = spec.reuse_address_of.as_ref().filter(|_| number == 1) else {
             return Ok(None);
         };
@@ -258,13 +280,11 @@ impl World {
             .freed
             .get(former)
             .with_context(|| format!("{former} left no address behind"))?;
-        let of_the_case = freed
-            .iter()
-            .find(|(network, ip)| !network.starts_with(OURS) && ip.is_ipv4());
-        of_the_case
-            .cloned()
-            .map(Some)
-            .with_context(|| format!("{former} left no address of the case's networks"))
+        let of_the_case = freed.iter().find(|(network, _)| !network.starts_with(OURS));
+        let (network, _) =
+            of_the_case.with_context(|| format!("{former} left no address of the case's networks"))?;
+        let there = freed.iter().filter(|(other, _)| other == network);
+        Ok(Some((network.clone(), there.map(|(_, ip)| *ip).collect())))
     }
 
     fn namespace_owner(&self, spec: &ServiceSpec, mode: &str) -> anyhow::Result<&Container> {
@@ -337,7 +357,16 @@ impl World {
         for container in &service.containers {
             self.remove_container(key, container).await?;
         }
+        self.stopped.insert(key.to_owned(), service.spec);
         Ok(())
+    }
+
+    pub(crate) async fn start_again(&mut self, key: &str) -> anyhow::Result<()> {
+        let spec = self
+            .stopped
+            .remove(key)
+            .with_context(|| format!("{key} was not stopped"))?;
+        self.start_services(&[spec]).await
     }
 
     async fn remove_container(&mut self, key: &str, container: &Container) -> anyhow::Result<()> {

@@ -61,7 +61,7 @@ pub(crate) fn spoof(
     Ok(())
 }
 
-/// `icmp-error KIND SOURCE DESTINATION PROTO INNER_SOURCE:PORT INNER_DESTINATION:PORT` (IPv4)
+/// `icmp-error KIND SOURCE DESTINATION PROTO INNER_SOURCE:PORT INNER_DESTINATION:PORT`
 pub(crate) fn icmp_error(
     kind: &str,
     source: &str,
@@ -70,31 +70,45 @@ pub(crate) fn icmp_error(
     inner_source: &str,
     inner_destination: &str,
 ) -> Result<(), String> {
-    let (class, code, rest) = match kind {
-        "fragmentation-needed" => (3, 4, 1400_u32),
-        "port-unreachable" => (3, 3, 0),
-        "host-unreachable" => (3, 1, 0),
-        "time-exceeded" => (11, 0, 0),
+    let (source, destination) = (address(source)?, address(destination)?);
+    let (class, code, rest) = match (kind, source.is_ipv4()) {
+        ("fragmentation-needed", true) => (3, 4, 1400_u32),
+        ("port-unreachable", true) => (3, 3, 0),
+        ("host-unreachable", true) => (3, 1, 0),
+        ("time-exceeded", true) => (11, 0, 0),
+        ("fragmentation-needed", false) => (2, 0, 1400),
+        ("port-unreachable", false) => (1, 4, 0),
+        ("host-unreachable", false) => (1, 3, 0),
+        ("time-exceeded", false) => (3, 0, 0),
         _ => return Err(format!("unknown kind of ICMP error {kind:?}")),
     };
     let socket = |text: &str| {
         text.parse::<SocketAddr>()
             .map_err(|_| format!("not ADDRESS:PORT: {text:?}"))
     };
-    let (source, destination) = (address(source)?, address(destination)?);
     let (from, to) = (socket(inner_source)?, socket(inner_destination)?);
     let proto: Proto = proto.parse()?;
     let mut ports = Vec::from(from.port().to_be_bytes());
     ports.extend(to.port().to_be_bytes());
     ports.extend([0; 16]);
-    let inner = ipv4(v4(from.ip())?, v4(to.ip())?, ip_number(proto, source), &ports);
+    let inner = ip_packet(from.ip(), to.ip(), ip_number(proto, source), &ports)
+        .map_err(|error| format!("not a packet: {error}"))?;
     let mut body = vec![class, code, 0, 0];
     body.extend(rest.to_be_bytes());
     body.extend(inner);
-    let sum = checksum(&body);
+    let mut summed = Vec::new();
+    if source.is_ipv6() {
+        summed.extend(octets(source));
+        summed.extend(octets(destination));
+        summed.extend([0, 58]);
+        summed.extend((body.len() as u16).to_be_bytes());
+    }
+    summed.extend(&body);
+    let sum = checksum(&summed);
     body[2..4].copy_from_slice(&sum.to_be_bytes());
     for _ in 0..3 {
-        send(source, destination, 1, &body).map_err(|error| format!("cannot send: {error}"))?;
+        send(source, destination, ip_number(Proto::Icmp, source), &body)
+            .map_err(|error| format!("cannot send: {error}"))?;
         std::thread::sleep(Duration::from_millis(20));
     }
     println!("sent");
@@ -170,13 +184,6 @@ fn address(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| format!("not an address: {text:?}"))
 }
 
-fn v4(address: IpAddr) -> Result<Ipv4Addr, String> {
-    match address {
-        IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(_) => Err("only for IPv4".to_owned()),
-    }
-}
-
 fn ip_number(proto: Proto, address: IpAddr) -> u8 {
     match proto {
         Proto::Tcp => 6,
@@ -247,7 +254,18 @@ fn ipv4(source: Ipv4Addr, destination: Ipv4Addr, number: u8, body: &[u8]) -> Vec
 
 /// Raw sockets of protocol 255 take the whole packet, IP header included.
 fn send(source: IpAddr, destination: IpAddr, number: u8, body: &[u8]) -> io::Result<()> {
-    let packet = match (source, destination) {
+    let packet = ip_packet(source, destination, number, body)?;
+    let fd = socket::open(Family::of(destination), SockType::Raw, SockProtocol::Raw)?;
+    let to = SockaddrStorage::from(SocketAddr::new(destination, 0));
+    match sendto(fd.as_raw_fd(), &packet, &to, MsgFlags::empty()) {
+        // The packet filter of this side refused it: as good as not delivered.
+        Ok(_) | Err(nix::errno::Errno::EPERM) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn ip_packet(source: IpAddr, destination: IpAddr, number: u8, body: &[u8]) -> io::Result<Vec<u8>> {
+    Ok(match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => ipv4(source, destination, number, body),
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             let mut packet = vec![0x60, 0, 0, 0];
@@ -263,12 +281,5 @@ fn send(source: IpAddr, destination: IpAddr, number: u8, body: &[u8]) -> io::Res
                 "source and destination are of different families",
             ));
         }
-    };
-    let fd = socket::open(Family::of(destination), SockType::Raw, SockProtocol::Raw)?;
-    let to = SockaddrStorage::from(SocketAddr::new(destination, 0));
-    match sendto(fd.as_raw_fd(), &packet, &to, MsgFlags::empty()) {
-        // The packet filter of this side refused it: as good as not delivered.
-        Ok(_) | Err(nix::errno::Errno::EPERM) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
+    })
 }
