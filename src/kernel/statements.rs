@@ -40,6 +40,7 @@ pub(super) fn statement(statement: &Statement) -> Nft<'_> {
         Statement::AddressMap(side, family, map) => verdict_map(ip_address(*side, *family), in_set(map)),
         Statement::Ports(ports) => self::ports(ports),
         Statement::Icmp(family, types) => icmp(*family, types.as_ref()),
+        Statement::OnLink => equal(payload("ip6", "hoplimit"), Expression::Number(255)),
         Statement::Protocol(number) => equal(meta(MetaKey::L4proto), Expression::Number(u32::from(*number))),
         Statement::Stamped(bits) => stamped(*bits),
         Statement::Stamp(bits) => stamp(*bits),

@@ -107,6 +107,7 @@ fn dangling(table: &Table, chain: &Chain) -> BTreeSet<String> {
             | Statement::EtherType(_)
             | Statement::Ports(_)
             | Statement::Icmp(..)
+            | Statement::OnLink
             | Statement::Protocol(_)
             | Statement::SentByRoot
             | Statement::Stamped(_)

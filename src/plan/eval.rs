@@ -236,6 +236,11 @@ impl Walk<'_> {
                 } => Family::of(source) == *family && types.as_ref().is_none_or(|it| it.contains(&number)),
                 Body::Ip { .. } | Body::Arp { .. } | Body::Other => false,
             },
+            // What comes in by one interface and leaves by another is routed, and has lost a hop.
+            Statement::OnLink => {
+                let (from, to) = (&self.packet.iifname, &self.packet.oifname);
+                self.ether_type() == Some(EtherType::Ip6) && (from.is_none() || to.is_none() || from == to)
+            }
             Statement::Protocol(number) => match self.packet.body {
                 Body::Ip { traffic, source, .. } => protocol(traffic, Family::of(source)) == *number,
                 Body::Arp { .. } | Body::Other => false,

@@ -277,6 +277,8 @@ pub enum Statement {
     Ports(BTreeSet<(Transport, PortRange)>),
     /// `meta l4proto icmp` (or `ipv6-icmp`) where `None`, `icmp type { 8 }` (or `icmpv6 type`) where given, as numbers.
     Icmp(Family, Option<BTreeSet<u8>>),
+    /// `ip6 hoplimit 255`: no router has touched it (RFC 4861), the host included.
+    OnLink,
     /// `meta l4proto 2`
     Protocol(u8),
     /// `meta mark & BITS != 0`

@@ -16,9 +16,15 @@ use crate::net::Family;
 const ENDPOINTS: u32 = 65_536;
 const NETWORKS: u32 = 4_096;
 
-/// Neighbour solicitation and advertisement (RFC 4861): proven by `bridge identity`, never routed.
-fn neighbour_discovery() -> Statement {
-    Statement::Icmp(Family::V6, Some(BTreeSet::from([135, 136])))
+/// `ip6 hoplimit 255 icmpv6 type { 135, 136 } goto pass`: neighbour solicitation and advertisement (RFC 4861), proven by
+/// `bridge identity`. The host would forward one with a routable destination like any packet, out to the world.
+fn neighbour_discovery() -> Rule {
+    let types = BTreeSet::from([135, 136]);
+    rule([
+        Statement::OnLink,
+        Statement::Icmp(Family::V6, Some(types)),
+        Statement::Goto(chain("pass")),
+    ])
 }
 
 /// Everything of `table inet cofferdam` that does not depend on the identities.
@@ -75,7 +81,7 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
     arriving.push(goto("governed"));
     plain(&mut table, "arriving", arriving);
 
-    let mut governed = vec![connection_state(), pass(neighbour_discovery())];
+    let mut governed = vec![connection_state(), neighbour_discovery()];
     for (side, name) in [(Side::Destination, "into"), (Side::Source, "outof")] {
         for family in Family::ALL {
             // ip daddr vmap @into4
@@ -108,7 +114,7 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
         ),
     ] {
         base(&mut table, base_name, point, -10, scope(side, governed_name));
-        let mut rules = vec![connection_state(), pass(neighbour_discovery())];
+        let mut rules = vec![connection_state(), neighbour_discovery()];
         if point == HookPoint::Output {
             // The host's own multicast listener reports (RFC 3810) and router discovery.
             rules.push(pass(Statement::Icmp(

@@ -1,0 +1,168 @@
+//! Ways round the rules that only a real kernel shows, each in a network namespace of its own, with what is declared beside it.
+//! `c0` belongs to `one/a`, `c1` to `one/b`, on a guarded network; `c3` is unmanaged, on another.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and acts on the system"
+)]
+
+use std::collections::BTreeSet;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
+use std::thread;
+use std::time::Duration;
+
+use cofferdam::daemon::executor::Kernel;
+use cofferdam::inventory::Listing;
+use cofferdam::model::Unmanaged;
+use cofferdam::plan::Planner;
+use cofferdam::policy::{self, SourceFile};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, recvfrom, sendto, setsockopt, sockopt};
+
+use draft::{At, Draft, endpoint};
+use socket::{Family, Proto};
+
+#[path = "semantics/draft.rs"]
+mod draft;
+mod netns;
+#[expect(dead_code, reason = "shared with the probe")]
+#[path = "probe/socket.rs"]
+mod socket;
+#[path = "semantics/stage.rs"]
+mod stage;
+
+const PATIENCE: Duration = Duration::from_millis(400);
+
+const fn container(container: usize) -> At {
+    At::Container {
+        container,
+        network: stage::PLACES[container],
+    }
+}
+
+/// The containers, with what a test changes of them, and the rules for them.
+struct Stage {
+    kernel: Kernel,
+    planner: Planner,
+}
+
+impl Stage {
+    async fn open(allow: &str, change: impl FnOnce(&mut Listing)) -> Self {
+        stage::build();
+        // Addresses and routes settle.
+        thread::sleep(Duration::from_millis(300));
+        let services: [&[usize]; 4] = [&[0], &[1], &[], &[]];
+        let containers: Vec<Draft> = services
+            .into_iter()
+            .zip(stage::PLACES)
+            .map(|(services, network)| (services.iter().copied().collect(), BTreeSet::from([network])))
+            .collect();
+        let kernel = Kernel::open().unwrap();
+        let links = kernel.links().list().await.unwrap();
+        let mut planner = draft::planner(policy(allow), &containers, Unmanaged::Allow);
+        stage::tell_links(&mut planner, &links);
+        let mut listing = draft::listing(&containers);
+        change(&mut listing);
+        let now = planner.moment();
+        planner.reset(listing, now);
+        let mut stage = Self { kernel, planner };
+        stage.carry_out().await;
+        stage
+    }
+
+    /// Puts another policy in force.
+    async fn allow(&mut self, allow: &str) {
+        let mut rights = self.planner.rights().clone();
+        rights.policy = policy(allow);
+        self.planner.set_rights(rights);
+        self.carry_out().await;
+    }
+
+    async fn carry_out(&mut self) {
+        let plan = self.planner.plan();
+        self.kernel.carry_out(&plan, &mut self.planner).await.unwrap();
+    }
+}
+
+fn policy(allow: &str) -> policy::Policy {
+    let text = format!(
+        "cofferdam: 1
+segment: one
+services:
+  a: {{ select: {{ labels: {{ one-a: \"yes\" }} }} }}
+  b: {{ select: {{ labels: {{ one-b: \"yes\" }} }} }}
+allow: {allow}
+"
+    );
+    let file = SourceFile {
+        path: "one.yaml".to_owned(),
+        bytes: text.into_bytes(),
+    };
+    policy::load(&[file]).unwrap().policy
+}
+
+fn run<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
+    netns::run(name, || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(body());
+    });
+}
+
+/// Does something in a namespace of the stage.
+fn within<T: Send>(at: At, body: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            stage::enter(at);
+            body()
+        });
+        inside.join().unwrap()
+    })
+}
+
+/// The types of the ICMPv6 messages sent, one after the other, that arrive.
+fn arriving(from: At, to: (At, Ipv6Addr), sent: &[(u8, u8)]) -> Vec<(u8, u8)> {
+    let receiver = within(to.0, || socket::raw(Proto::Icmp, Family::V6).unwrap());
+    socket::set_timeouts(&receiver, PATIENCE).unwrap();
+    let target = SockaddrStorage::from(SocketAddr::new(to.1.into(), 0));
+    let mut arrived = Vec::new();
+    for (kind, hops) in sent.iter().copied() {
+        within(from, || {
+            let sender = socket::raw(Proto::Icmp, Family::V6).unwrap();
+            setsockopt(&sender, sockopt::Ipv6Ttl, &i32::from(hops)).unwrap();
+            let message = [&[kind, 0, 0, 0], [hops; 44].as_slice()].concat();
+            sendto(sender.as_raw_fd(), &message, &target, MsgFlags::empty()).unwrap();
+        });
+        let mut buffer = [0; 256];
+        while let Ok((length, _)) = recvfrom::<SockaddrStorage>(receiver.as_raw_fd(), &mut buffer) {
+            if length == 48 && buffer[0] == kind && buffer[47] == hops {
+                arrived.push((kind, hops));
+                break;
+            }
+        }
+    }
+    arrived
+}
+
+/// Proves promise 1: messages of neighbour discovery are let through between neighbours, and the host routes whatever it is
+/// given a routable destination for.
+#[test]
+fn neighbour_discovery_is_no_way_to_the_world() {
+    run("neighbour_discovery_is_no_way_to_the_world", || async {
+        let _stage = Stage::open("[{ from: a, to: world, ports: [icmp/echo-request] }]", |_| ()).await;
+        let world = (At::Outside, "2001:db8::5".parse().unwrap());
+        let sent = [(128, 64), (135, 64), (135, 255), (136, 64), (136, 255)];
+        let arrived = tokio::task::block_in_place(|| arriving(container(0), world, &sent));
+        assert_eq!(arrived, [(128, 64)]);
+        // Between neighbours that may not reach each other it is needed.
+        let neighbour = (container(1), endpoint(1, 0).ipv6.unwrap());
+        let arrived =
+            tokio::task::block_in_place(|| arriving(container(0), neighbour, &[(128, 255), (135, 255)]));
+        assert_eq!(arrived, [(135, 255)]);
+    });
+}
