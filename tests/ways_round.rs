@@ -9,7 +9,8 @@
 )]
 
 use std::collections::BTreeSet;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::thread;
 use std::time::Duration;
@@ -125,6 +126,34 @@ fn within<T: Send>(at: At, body: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+/// Echo on every address of a family, until the test ends.
+fn serve(at: At, port: u16) {
+    for family in [Family::V4, Family::V6] {
+        let listener = within(at, || socket::listen_stream(Proto::Tcp, family, port).unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                thread::spawn(move || {
+                    let _gone = io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+                });
+            }
+        });
+    }
+}
+
+/// Whether a server answers.
+fn answers(from: At, to: &str) -> bool {
+    let to: SocketAddr = to.parse().unwrap();
+    within(from, || {
+        let Ok(mut stream) = TcpStream::connect_timeout(&to, PATIENCE) else {
+            return false;
+        };
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = [0; 4];
+        stream.write_all(b"ping").is_ok() && stream.read_exact(&mut answer).is_ok()
+    })
+}
+
 /// The types of the ICMPv6 messages sent, one after the other, that arrive.
 fn arriving(from: At, to: (At, Ipv6Addr), sent: &[(u8, u8)]) -> Vec<(u8, u8)> {
     let receiver = within(to.0, || socket::raw(Proto::Icmp, Family::V6).unwrap());
@@ -164,5 +193,39 @@ fn neighbour_discovery_is_no_way_to_the_world() {
         let arrived =
             tokio::task::block_in_place(|| arriving(container(0), neighbour, &[(128, 255), (135, 255)]));
         assert_eq!(arrived, [(135, 255)]);
+    });
+}
+
+/// Proves promise 1: a process of the host reaches a published port by an address of the host, where the engine translates it.
+#[test]
+fn a_translated_address_of_the_host_leads_to_the_container_only_where_that_is_declared() {
+    let name = "a_translated_address_of_the_host_leads_to_the_container_only_where_that_is_declared";
+    run(name, || async {
+        let mut stage = Stage::open("[{ from: a, to: b, ports: [80] }]", |_| ()).await;
+        netns::sh(
+            "nft -f - <<'RULES'
+            table inet engine {
+                chain output {
+                    type nat hook output priority -100
+                    meta nfproto ipv4 tcp dport { 8080, 8081 } fib daddr type local dnat ip to 172.18.0.11
+                    meta nfproto ipv6 tcp dport { 8080, 8081 } fib daddr type local dnat ip6 to [fd00:0::b]
+                }
+            }
+RULES",
+        );
+        serve(container(1), 8080);
+        serve(container(1), 8081);
+        serve(At::Host, 9999);
+        let dials = |port: u16| {
+            ["172.18.0.1", "198.51.100.1", "[fd00:0::1]", "[2001:db8::1]"].map(|address| {
+                tokio::task::block_in_place(|| answers(At::Host, &format!("{address}:{port}")))
+            })
+        };
+        assert_eq!(dials(9999), [true; 4], "the host's own port");
+        assert_eq!(dials(8080), [false; 4], "nothing is declared");
+        stage.allow("[{ from: host, to: b, ports: [8080] }]").await;
+        assert_eq!(dials(8080), [true; 4], "declared");
+        assert_eq!(dials(8081), [false; 4], "another port is declared");
+        assert_eq!(dials(9999), [true; 4], "the host's own port");
     });
 }

@@ -37,6 +37,7 @@ pub(super) fn statement(statement: &Statement) -> Nft<'_> {
         }
         Statement::EtherTypeMap(targets) => ether_type_map(targets),
         Statement::ConnectionState(chain) => connection_state(chain),
+        Statement::Translated => compare(ct("status"), Operator::IN, text("dnat")),
         Statement::AddressMap(side, family, map) => verdict_map(ip_address(*side, *family), in_set(map)),
         Statement::Ports(ports) => self::ports(ports),
         Statement::Icmp(family, types) => icmp(*family, types.as_ref()),
@@ -90,6 +91,15 @@ fn range<'a>(first: Expression<'a>, last: Expression<'a>) -> Expression<'a> {
 /// `meta KEY`
 fn meta(key: MetaKey) -> Expression<'static> {
     Expression::Named(NamedExpression::Meta(Meta { key }))
+}
+
+/// `ct KEY`
+fn ct(key: &'static str) -> Expression<'static> {
+    Expression::Named(NamedExpression::CT(CT {
+        key: key.into(),
+        family: None,
+        dir: None,
+    }))
 }
 
 /// `PROTOCOL FIELD`
@@ -240,17 +250,12 @@ fn ether_type_map(targets: &BTreeMap<EtherType, ChainName>) -> Nft<'_> {
 
 /// `ct state vmap { established : goto CHAIN, related : goto CHAIN, invalid : drop }`
 fn connection_state(chain: &ChainName) -> Nft<'_> {
-    let state = Expression::Named(NamedExpression::CT(CT {
-        key: "state".into(),
-        family: None,
-        dir: None,
-    }));
     let items = vec![
         SetItem::MappingStatement(text("established"), goto(chain)),
         SetItem::MappingStatement(text("related"), goto(chain)),
         SetItem::MappingStatement(text("invalid"), Nft::Drop(None)),
     ];
-    verdict_map(state, Expression::Named(NamedExpression::Set(items)))
+    verdict_map(ct("state"), Expression::Named(NamedExpression::Set(items)))
 }
 
 /// `meta l4proto . th dport { tcp . 8080, udp . 53-60 }`

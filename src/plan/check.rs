@@ -108,6 +108,7 @@ fn dangling(table: &Table, chain: &Chain) -> BTreeSet<String> {
             | Statement::Ports(_)
             | Statement::Icmp(..)
             | Statement::OnLink
+            | Statement::Translated
             | Statement::Protocol(_)
             | Statement::SentByRoot
             | Statement::Stamped(_)

@@ -57,6 +57,8 @@ pub struct Packet {
     pub body: Body,
     pub connection: Connection,
     pub mark: u32,
+    /// Whether its destination has been translated.
+    pub translated: bool,
     /// Whether a process of the host's root sent it.
     pub sent_by_root: bool,
 }
@@ -208,6 +210,7 @@ impl Walk<'_> {
                 _ => false,
             },
             Statement::SentByRoot => self.packet.sent_by_root,
+            Statement::Translated => self.packet.translated,
             Statement::EtherSource(set) => self
                 .packet
                 .frame

@@ -271,6 +271,8 @@ pub enum Statement {
     EtherTypeMap(BTreeMap<EtherType, ChainName>),
     /// `ct state vmap { established : goto CHAIN, related : goto CHAIN, invalid : drop }`
     ConnectionState(ChainName),
+    /// `ct status dnat`: its destination is not the one that it was sent to.
+    Translated,
     /// `ip daddr vmap @into4`: goes to the element's chain; no element: the next rule.
     AddressMap(Side, Family, SetName),
     /// `meta l4proto . th dport { tcp . 8080, udp . 53-60 }`; never empty.

@@ -113,7 +113,11 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
             Side::Destination,
         ),
     ] {
-        base(&mut table, base_name, point, -10, scope(side, governed_name));
+        let mut rules = scope(side, governed_name);
+        if point == HookPoint::Output {
+            rules.extend(Family::ALL.map(|family| translated(family, governed_name)));
+        }
+        base(&mut table, base_name, point, -10, rules);
         let mut rules = vec![connection_state(), neighbour_discovery()];
         if point == HookPoint::Output {
             // The host's own multicast listener reports (RFC 3810) and router discovery.
@@ -416,6 +420,17 @@ fn proxy(point: HookPoint, family: Family) -> Rule {
 /// `ct state vmap { established : goto pass, related : goto pass, invalid : drop }`
 fn connection_state() -> Rule {
     rule([Statement::ConnectionState(chain("pass"))])
+}
+
+/// `ct status dnat ip daddr @guarded4 goto TARGET`: a process of the host that dials a published port. The hook still names the
+/// interface that led to the address of the host (`lo`), not the bridge.
+fn translated(family: Family, target: &str) -> Rule {
+    let within = Addresses::In(names::by_family("guarded", family));
+    rule([
+        Statement::Translated,
+        Statement::Address(Side::Destination, family, within),
+        Statement::Goto(chain(target)),
+    ])
 }
 
 /// `ip saddr @guarded4 goto deny`
