@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::names;
 use super::ruleset::{ChainName, ElementAction, ElementChange, Elements, Key, SetRef};
 use crate::inventory::{ContainerId, NetworkId};
-use crate::net::Transport;
+use crate::net::{Family, Transport};
 
 /// Whose presence an element follows from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,12 +114,15 @@ impl Ledger {
         elements
     }
 
-    /// Whose published ports the engine's proxy carries: client and host port, or server and container port.
-    pub fn services(&self) -> BTreeSet<(IpAddr, Transport, u16)> {
-        let service = |(_, key): &(SetRef, Key)| match key {
-            Key::Service4(address, transport, port) => Some((IpAddr::V4(*address), *transport, *port)),
-            Key::Service6(address, transport, port) => Some((IpAddr::V6(*address), *transport, *port)),
-            _ => None,
+    /// What is claimed in a set of addresses and ports, of both families.
+    pub fn services(&self, set: &str) -> BTreeSet<(IpAddr, Transport, u16)> {
+        let service = |(of, key): &(SetRef, Key)| {
+            let service = match key {
+                Key::Service4(address, transport, port) => (IpAddr::V4(*address), *transport, *port),
+                Key::Service6(address, transport, port) => (IpAddr::V6(*address), *transport, *port),
+                _ => return None,
+            };
+            (of.set == names::by_family(set, Family::of(service.0))).then_some(service)
         };
         self.claims.keys().filter_map(service).collect()
     }
