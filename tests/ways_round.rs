@@ -10,14 +10,15 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::thread;
 use std::time::Duration;
 
 use cofferdam::daemon::executor::Kernel;
-use cofferdam::inventory::Listing;
+use cofferdam::inventory::{ContainerId, Listing, Published};
 use cofferdam::model::Unmanaged;
+use cofferdam::net::Transport;
 use cofferdam::plan::Planner;
 use cofferdam::policy::{self, SourceFile};
 use nix::sys::socket::{MsgFlags, SockaddrStorage, recvfrom, sendto, setsockopt, sockopt};
@@ -201,7 +202,11 @@ fn neighbour_discovery_is_no_way_to_the_world() {
 fn a_translated_address_of_the_host_leads_to_the_container_only_where_that_is_declared() {
     let name = "a_translated_address_of_the_host_leads_to_the_container_only_where_that_is_declared";
     run(name, || async {
-        let mut stage = Stage::open("[{ from: a, to: b, ports: [80] }]", |_| ()).await;
+        // A caller besides, so that the engine's proxy, a process of root as this one, may go on to the container.
+        let mut stage = Stage::open("[{ from: a, to: b, ports: [8080] }]", |listing| {
+            publish(listing, 1, "0.0.0.0", 8080, 8080);
+        })
+        .await;
         netns::sh(
             "nft -f - <<'RULES'
             table inet engine {
@@ -227,5 +232,84 @@ RULES",
         assert_eq!(dials(8080), [true; 4], "declared");
         assert_eq!(dials(8081), [false; 4], "another port is declared");
         assert_eq!(dials(9999), [true; 4], "the host's own port");
+    });
+}
+
+/// Stands for the engine's proxy: a process of root that carries what dials a port of the host to a container.
+fn proxy(listen: &str, server: SocketAddr) {
+    let listener = TcpListener::bind(listen).unwrap();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let client = client.unwrap();
+            thread::spawn(move || {
+                let Ok(server) = TcpStream::connect_timeout(&server, PATIENCE) else {
+                    return;
+                };
+                let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                thread::spawn(move || io::copy(&mut from, &mut to).map(drop));
+                let _gone = io::copy(&mut &server, &mut &client);
+            });
+        }
+    });
+}
+
+fn publish(listing: &mut Listing, container: usize, address: &str, host_port: u16, container_port: u16) {
+    let id = ContainerId(format!("container{container}"));
+    let container = listing.containers.iter_mut().find(|it| it.id == id).unwrap();
+    container.published.insert(Published {
+        address: address.parse().unwrap(),
+        transport: Transport::Tcp,
+        host_port,
+        container_port,
+    });
+}
+
+/// Proves promise 1 for published ports that the engine's proxy carries: the container cannot tell who dialled, so the host must.
+#[test]
+fn the_engines_proxy_serves_only_those_who_may_reach_the_container_themselves() {
+    let name = "the_engines_proxy_serves_only_those_who_may_reach_the_container_themselves";
+    run(name, || async {
+        let mut stage = Stage::open("[{ from: a, to: b, ports: [80] }]", |listing| {
+            publish(listing, 1, "0.0.0.0", 8080, 80);
+            publish(listing, 1, "::", 8080, 80);
+            // Two containers on one port of the host, on an address each.
+            publish(listing, 1, "172.18.0.1", 8081, 80);
+            publish(listing, 3, "172.19.0.1", 8081, 80);
+        })
+        .await;
+        serve(container(1), 80);
+        serve(At::Host, 9999);
+        let server = "172.18.0.11:80".parse().unwrap();
+        proxy("0.0.0.0:8080", server);
+        proxy("[2001:db8::1]:8080", server);
+        proxy("172.18.0.1:8081", server);
+        let dials = |at, to| tokio::task::block_in_place(|| answers(at, to));
+        let dialled = || {
+            [
+                (container(0), "172.18.0.1:8080"),
+                (container(2), "172.18.0.1:8080"),
+                (container(3), "172.19.0.1:8080"),
+                (At::Outside, "198.51.100.1:8080"),
+                (At::Outside, "[2001:db8::1]:8080"),
+                (At::Host, "127.0.0.1:8080"),
+            ]
+            .map(|(at, to)| dials(at, to))
+        };
+        assert_eq!(dialled(), [true, false, false, false, false, false]);
+        assert!(!dials(container(0), "172.18.0.1:8081"), "it may not reach both");
+        // The host's own ports are as they were.
+        assert!(dials(container(3), "172.19.0.1:9999") && dials(At::Outside, "198.51.100.1:9999"));
+        assert!(dials(At::Host, "127.0.0.1:9999"));
+
+        stage.allow("[{ from: world, to: b, ports: [80] }]").await;
+        assert_eq!(dialled(), [false, false, false, true, true, false]);
+        stage.allow("[{ from: host, to: b, ports: [80] }]").await;
+        assert_eq!(dialled(), [false, false, false, false, false, true]);
+        // The host's ports are open to the caller, the containers behind them are not.
+        stage
+            .allow("[{ from: host, to: b, ports: [80] }, { from: a, to: host, ports: [any] }]")
+            .await;
+        assert_eq!(dialled(), [false, false, false, false, false, true]);
+        assert!(dials(container(0), "172.18.0.1:9999"));
     });
 }

@@ -28,6 +28,7 @@ pub(super) fn statement(statement: &Statement) -> Nft<'_> {
             in_set(set),
         ),
         Statement::Service(side, family, set) => equal(service(*side, *family), in_set(set)),
+        Statement::HostPort(set) => equal(host_port(), in_set(set)),
         Statement::SentByRoot => equal(meta(MetaKey::Skuid), Expression::Number(0)),
         Statement::EtherSource(set) => equal(payload("ether", "saddr"), in_set(set)),
         Statement::Binding(source, set) => equal(binding(*source), in_set(set)),
@@ -124,6 +125,15 @@ fn ip_address(side: Side, family: Family) -> Expression<'static> {
 fn service(side: Side, family: Family) -> Expression<'static> {
     concat(vec![
         ip_address(side, family),
+        meta(MetaKey::L4proto),
+        payload("th", "dport"),
+    ])
+}
+
+/// `meta nfproto . meta l4proto . th dport`
+fn host_port() -> Expression<'static> {
+    concat(vec![
+        meta(MetaKey::Nfproto),
         meta(MetaKey::L4proto),
         payload("th", "dport"),
     ])

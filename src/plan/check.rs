@@ -55,8 +55,8 @@ pub fn faults(ruleset: &Ruleset) -> Vec<String> {
 /// Chains that decide about a managed end.
 fn must_be_closed(name: &ChainName) -> bool {
     let name = name.as_str();
-    let governs = ["governed", "local_governed", "host_governed"].contains(&name);
-    let decides = ["in_", "out_", "fromhost_", "tohost_", "pair_"]
+    let governs = ["governed", "local_governed", "host_governed", "host_translated"].contains(&name);
+    let decides = ["in_", "out_", "fromhost_", "tohost_", "pair_", "carried_"]
         .iter()
         .any(|prefix| name.starts_with(prefix));
     governs || decides && name != "in_unmanaged" && name != "out_unmanaged"
@@ -96,6 +96,7 @@ fn dangling(table: &Table, chain: &Chain) -> BTreeSet<String> {
             | Statement::Address(_, _, Addresses::In(set))
             | Statement::AddressMap(_, _, set)
             | Statement::Service(_, _, set)
+            | Statement::HostPort(set)
             | Statement::Port(_, set)
             | Statement::ArpAddress(_, set)
             | Statement::EtherSource(set)

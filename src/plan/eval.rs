@@ -209,6 +209,14 @@ impl Walk<'_> {
                 ) => self.contains(set, &service_key(address, transport, port)),
                 _ => false,
             },
+            Statement::HostPort(set) => match self.packet.body {
+                Body::Ip {
+                    source,
+                    traffic: Traffic::Port(transport, port),
+                    ..
+                } => self.contains(set, &Key::HostPort(Family::of(source), transport, port)),
+                Body::Ip { .. } | Body::Arp { .. } | Body::Other => false,
+            },
             Statement::SentByRoot => self.packet.sent_by_root,
             Statement::Translated => self.packet.translated,
             Statement::EtherSource(set) => self

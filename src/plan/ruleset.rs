@@ -140,6 +140,8 @@ pub enum KeyType {
     Service4,
     /// `ipv6_addr . inet_proto . inet_service`
     Service6,
+    /// `nf_proto . inet_proto . inet_service`
+    HostPort,
 }
 
 /// An element's key.
@@ -156,6 +158,7 @@ pub enum Key {
     Binding6(u32, Mac, Ipv6Addr),
     Service4(Ipv4Addr, Transport, u16),
     Service6(Ipv6Addr, Transport, u16),
+    HostPort(Family, Transport, u16),
 }
 
 /// One set, across both tables.
@@ -255,6 +258,8 @@ pub enum Statement {
     Address(Side, Family, Addresses),
     /// `ip saddr . meta l4proto . th dport @hairpin4`
     Service(Side, Family, SetName),
+    /// `meta nfproto . meta l4proto . th dport @carried`
+    HostPort(SetName),
     /// `meta skuid 0`: the host's own packet, sent by a process of root.
     SentByRoot,
     /// `arp saddr ip @guarded4`, `arp daddr ip @guarded4`
