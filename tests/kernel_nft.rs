@@ -147,8 +147,11 @@ fn everything() -> (Vec<Step>, Vec<&'static str>) {
             "ip6 saddr ::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
         ),
         (
-            S::ConnectionState("pass".into()),
-            "ct state vmap { invalid : drop, established : goto pass, related : goto pass }",
+            S::ConnectionState {
+                established: "pass".into(),
+                related: "pass".into(),
+            },
+            "ct state vmap { invalid : drop, established : goto pass, related : jump pass }",
         ),
         (
             S::AddressMap(Side::Destination, Family::V4, "into4".into()),

@@ -313,3 +313,39 @@ fn the_engines_proxy_serves_only_those_who_may_reach_the_container_themselves() 
         assert!(dials(container(0), "172.18.0.1:9999"));
     });
 }
+
+/// Proves promise 1: a helper of the kernel's that reads what is said in a connection may expect others. They need an edge of their own.
+#[test]
+fn a_connection_that_another_one_announces_must_be_declared() {
+    run(
+        "a_connection_that_another_one_announces_must_be_declared",
+        || async {
+            let calls = "{ from: a, to: b, ports: [21] }";
+            let mut stage = Stage::open(&format!("[{calls}]"), |_| ()).await;
+            netns::sh("nft -f - <<'RULES'
+            table inet helpers {
+                ct helper ftp { type \"ftp\" protocol tcp; }
+                chain prerouting { type filter hook prerouting priority 0; tcp dport 21 ct helper set \"ftp\"; }
+            }
+RULES");
+            serve(container(1), 21);
+            serve(container(0), 8000);
+            let announced = || {
+                tokio::task::block_in_place(|| {
+                    let mut control = within(container(0), || TcpStream::connect("172.18.0.11:21").unwrap());
+                    // Port 31 * 256 + 64 of the client.
+                    for line in ["USER me\r\n", "PORT 172,18,0,10,31,64\r\n"] {
+                        control.write_all(line.as_bytes()).unwrap();
+                        control.read_exact(&mut vec![0; line.len()]).unwrap();
+                    }
+                    answers(container(1), "172.18.0.10:8000")
+                })
+            };
+            assert!(!announced());
+            stage
+                .allow(&format!("[{calls}, {{ from: b, to: a, ports: [8000] }}]"))
+                .await;
+            assert!(announced());
+        },
+    );
+}

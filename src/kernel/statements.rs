@@ -37,7 +37,7 @@ pub(super) fn statement(statement: &Statement) -> Nft<'_> {
             equal(payload("ether", "type"), text(ether_type_name(*ether_type)))
         }
         Statement::EtherTypeMap(targets) => ether_type_map(targets),
-        Statement::ConnectionState(chain) => connection_state(chain),
+        Statement::ConnectionState { established, related } => connection_state(established, related),
         Statement::Translated => compare(ct("status"), Operator::IN, text("dnat")),
         Statement::AddressMap(side, family, map) => verdict_map(ip_address(*side, *family), in_set(map)),
         Statement::Ports(ports) => self::ports(ports),
@@ -258,11 +258,11 @@ fn ether_type_map(targets: &BTreeMap<EtherType, ChainName>) -> Nft<'_> {
     verdict_map(payload("ether", "type"), data)
 }
 
-/// `ct state vmap { established : goto CHAIN, related : goto CHAIN, invalid : drop }`
-fn connection_state(chain: &ChainName) -> Nft<'_> {
+/// `ct state vmap { established : goto CHAIN, related : jump CHAIN, invalid : drop }`
+fn connection_state<'a>(established: &'a ChainName, related: &'a ChainName) -> Nft<'a> {
     let items = vec![
-        SetItem::MappingStatement(text("established"), goto(chain)),
-        SetItem::MappingStatement(text("related"), goto(chain)),
+        SetItem::MappingStatement(text("established"), goto(established)),
+        SetItem::MappingStatement(text("related"), Nft::Jump(target(related))),
         SetItem::MappingStatement(text("invalid"), Nft::Drop(None)),
     ];
     verdict_map(ct("state"), Expression::Named(NamedExpression::Set(items)))

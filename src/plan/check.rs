@@ -88,8 +88,9 @@ fn dangling(table: &Table, chain: &Chain) -> BTreeSet<String> {
     let missing = |statement: &Statement| -> Vec<Option<String>> {
         use super::ruleset::{Addresses, Interfaces};
         match statement {
-            Statement::Goto(chain) | Statement::Jump(chain) | Statement::ConnectionState(chain) => {
-                vec![no_chain(chain)]
+            Statement::Goto(chain) | Statement::Jump(chain) => vec![no_chain(chain)],
+            Statement::ConnectionState { established, related } => {
+                vec![no_chain(established), no_chain(related)]
             }
             Statement::EtherTypeMap(chains) => chains.values().map(no_chain).collect(),
             Statement::Interface(_, Interfaces::In(set) | Interfaces::NotIn(set))

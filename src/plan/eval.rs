@@ -150,8 +150,12 @@ impl Walk<'_> {
                 },
                 Statement::Stamp(bits) => *mark |= bits,
                 Statement::Counter(_) | Statement::Limit { .. } | Statement::Log { .. } => {}
-                Statement::ConnectionState(pass) => match self.packet.connection {
-                    Connection::Established | Connection::Related => return Step::Goto(pass.clone()),
+                Statement::ConnectionState { established, related } => match self.packet.connection {
+                    Connection::Established => return Step::Goto(established.clone()),
+                    Connection::Related => match self.chain(related, mark) {
+                        Outcome::Verdict(verdict) => return Step::Verdict(verdict),
+                        Outcome::Return => return Step::NextRule,
+                    },
                     Connection::Invalid => return Step::Verdict(Verdict::Drop),
                     Connection::New | Connection::Untracked => return Step::NextRule,
                 },

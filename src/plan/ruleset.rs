@@ -274,8 +274,11 @@ pub enum Statement {
     EtherType(EtherType),
     /// `ether type vmap { ip : goto a, arp : goto b }`
     EtherTypeMap(BTreeMap<EtherType, ChainName>),
-    /// `ct state vmap { established : goto CHAIN, related : goto CHAIN, invalid : drop }`
-    ConnectionState(ChainName),
+    /// `ct state vmap { established : goto CHAIN, related : jump CHAIN, invalid : drop }`
+    ConnectionState {
+        established: ChainName,
+        related: ChainName,
+    },
     /// `ct status dnat`: its destination is not the one that it was sent to.
     Translated,
     /// `ip daddr vmap @into4`: goes to the element's chain; no element: the next rule.

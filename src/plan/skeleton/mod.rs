@@ -136,6 +136,10 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
     ] {
         plain(&mut table, name, unmanaged_rules(unmanaged, side));
     }
+    // Errors of open connections. What a helper of the kernel's expects, since another connection announced it, is a
+    // connection like any other.
+    let errors = Family::ALL.map(|family| pass(Statement::Icmp(family, None)));
+    plain(&mut table, "related", errors.into());
     // meta mark set meta mark | STAMP accept
     plain(
         &mut table,
@@ -224,9 +228,12 @@ fn interface(side: Side, set: &str) -> Statement {
     Statement::Interface(side, Interfaces::In(SetName::from(set)))
 }
 
-/// `ct state vmap { established : goto pass, related : goto pass, invalid : drop }`
+/// `ct state vmap { established : goto pass, related : jump related, invalid : drop }`
 fn connection_state() -> Rule {
-    rule([Statement::ConnectionState(chain("pass"))])
+    rule([Statement::ConnectionState {
+        established: chain("pass"),
+        related: chain("related"),
+    }])
 }
 
 /// `ip saddr @guarded4 goto deny`
