@@ -76,6 +76,9 @@ fn everything() -> (Vec<Step>, Vec<&'static str>) {
         add_set(Inet, "cidr6", KeyType::Ipv6Nets, false),
         add_set(Inet, "into4", KeyType::Ipv4, true),
         add_set(Inet, "into6", KeyType::Ipv6, true),
+        add_set(Inet, "callers4", KeyType::Service4, false),
+        add_set(Inet, "callers6", KeyType::Service6, false),
+        add_set(Inet, "carried", KeyType::HostPort, false),
         add_set(Bridge, "ports", KeyType::IfIndex, false),
         add_set(Bridge, "macs", KeyType::Mac, false),
         add_set(Bridge, "ones4", KeyType::Ipv4, false),
@@ -123,6 +126,21 @@ fn everything() -> (Vec<Step>, Vec<&'static str>) {
             "ip saddr @cidr4",
         ),
         (
+            S::Service(Side::Source, Family::V4, "callers4".into()),
+            "ip saddr . meta l4proto . th dport @callers4",
+        ),
+        (
+            S::Service(Side::Destination, Family::V6, "callers6".into()),
+            "ip6 daddr . meta l4proto . th dport @callers6",
+        ),
+        (
+            S::HostPort("carried".into()),
+            "meta nfproto . meta l4proto . th dport @carried",
+        ),
+        (S::Translated, "ct status dnat"),
+        (S::OnLink, "ip6 hoplimit 255"),
+        (S::SentByRoot, "meta skuid 0"),
+        (
             S::Address(Side::Destination, Family::V6, Addresses::In("cidr6".into())),
             "ip6 daddr @cidr6",
         ),
@@ -147,8 +165,11 @@ fn everything() -> (Vec<Step>, Vec<&'static str>) {
             "ip6 saddr ::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
         ),
         (
-            S::ConnectionState("pass".into()),
-            "ct state vmap { invalid : drop, established : goto pass, related : goto pass }",
+            S::ConnectionState {
+                established: "pass".into(),
+                related: "pass".into(),
+            },
+            "ct state vmap { invalid : drop, established : goto pass, related : jump pass }",
         ),
         (
             S::AddressMap(Side::Destination, Family::V4, "into4".into()),

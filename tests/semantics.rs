@@ -47,6 +47,7 @@ impl Wire<'_> {
             },
             connection: Connection::New,
             mark: 0,
+            translated: false,
             sent_by_root: true,
         };
         // Into the bridge.

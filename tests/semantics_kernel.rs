@@ -9,9 +9,7 @@
 )]
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{Read, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,14 +20,14 @@ use cofferdam::model::Unmanaged;
 use cofferdam::net::{Traffic, Transport};
 use cofferdam::plan::Planner;
 use cofferdam::policy::{self, Policy};
-use nix::sched::{CloneFlags, setns};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 
-use draft::{At, Draft, End, OUTSIDE, PolicyDraft, bridge, endpoint, expected, mac, policies, write_policy};
+use draft::{At, Draft, End, OUTSIDE, PolicyDraft, endpoint, expected, policies, write_policy};
 use flow::{Outcome, Target, exchange};
 use socket::Proto;
+use stage::{PLACES, build, enter, namespace_of, tell_links};
 
 #[path = "semantics/draft.rs"]
 mod draft;
@@ -40,9 +38,9 @@ mod netns;
 #[expect(dead_code, reason = "shared with the probe")]
 #[path = "probe/socket.rs"]
 mod socket;
+#[path = "semantics/stage.rs"]
+mod stage;
 
-/// The network of each container: three beside each other, one elsewhere.
-const PLACES: [usize; 4] = [0, 0, 0, 1];
 const POLICIES: usize = 40;
 /// Well below the limit of the namespace, whatever the machine.
 const LONGEST: Duration = Duration::from_secs(70);
@@ -52,69 +50,6 @@ const ATTEMPTS: usize = 4;
 const TCP: [u16; 3] = [80, 81, 82];
 const UDP: [u16; 2] = [80, 82];
 const GATEWAYS: [&str; 4] = ["172.18.0.1", "172.19.0.1", "fd00:0::1", "fd00:1::1"];
-
-fn namespace_of(at: At) -> Option<String> {
-    match at {
-        At::Container { container, .. } => Some(format!("c{container}")),
-        At::Host => None,
-        At::Outside => Some("world".to_owned()),
-    }
-}
-
-/// Docker's bridges, containers behind them, and a world behind the host.
-fn build() {
-    let mut script = String::from(
-        "set -e
-        sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.ping_group_range='0 2147483647'
-        sysctl -qw net.ipv6.conf.default.accept_dad=0
-        ip netns add world
-        ip link add eth0 type veth peer name eth0 netns world
-        ip addr add 198.51.100.1/24 dev eth0; ip addr add 2001:db8::1/64 dev eth0 nodad; ip link set eth0 up
-        ip route add 203.0.113.5/32 dev eth0 2>/dev/null || true
-        ip -n world link set lo up; ip -n world link set eth0 up
-        ip -n world addr add 198.51.100.10/24 dev eth0; ip -n world addr add 198.51.100.77/24 dev eth0
-        ip -n world addr add 203.0.113.5/32 dev eth0; ip -n world addr add 2001:db8::5/64 dev eth0 nodad
-        ip route replace 203.0.113.5/32 dev eth0
-        ip -n world route add default via 198.51.100.1 src 198.51.100.10; ip -n world route add default via 2001:db8::1\n",
-    );
-    for network in 0..2 {
-        let name = bridge(network);
-        writeln!(
-            script,
-            "ip link add {name} type bridge; ip addr add 172.{}.0.1/16 dev {name}
-            ip addr add fd00:{network}::1/64 dev {name} nodad; ip link set {name} up",
-            18 + network
-        )
-        .unwrap();
-    }
-    for (container, network) in PLACES.into_iter().enumerate() {
-        let own = endpoint(container, network);
-        let (ipv4, ipv6) = (own.ipv4.unwrap(), own.ipv6.unwrap());
-        writeln!(
-            script,
-            "ip netns add c{container}
-            ip link add v{container} type veth peer name eth0 netns c{container}
-            ip -n c{container} link set eth0 address {mac}
-            ip -n c{container} link set lo up; ip -n c{container} link set eth0 up
-            ip -n c{container} addr add {ipv4}/16 dev eth0; ip -n c{container} addr add {ipv6}/64 dev eth0 nodad
-            ip -n c{container} route add default via 172.{octet}.0.1
-            ip -n c{container} route add default via fd00:{network}::1
-            ip link set v{container} master {bridge} up",
-            mac = mac(container, network),
-            octet = 18 + network,
-            bridge = bridge(network),
-        )
-        .unwrap();
-    }
-    for name in ["world", "c0", "c1", "c2", "c3"] {
-        writeln!(
-            script,
-            "ip netns exec {name} sysctl -qw net.ipv4.ping_group_range='0 2147483647'"
-        )
-        .unwrap();
-    }
-    netns::sh(&script);
-}
 
 /// Every end that packets start from or go to.
 fn ends() -> Vec<End> {
@@ -131,13 +66,6 @@ fn ends() -> Vec<End> {
             .map(move |address| End { address, at })
     });
     outside.chain(host).chain(containers).collect()
-}
-
-fn enter(at: At) {
-    if let Some(name) = namespace_of(at) {
-        let namespace = File::open(format!("/run/netns/{name}")).unwrap();
-        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
-    }
 }
 
 /// Echo servers on every address; they end with the test.
@@ -270,13 +198,8 @@ fn wrong(probes: &[Probe], expected: impl Fn(&Probe) -> bool) -> Vec<(Probe, boo
 
 fn planned(policy: Policy, containers: &[Draft], unmanaged: Unmanaged, links: &Snapshot) -> Planner {
     let mut planner = draft::planner(policy, containers, unmanaged);
-    let bridges = links
-        .bridges
-        .iter()
-        .map(|it| (it.index, it.name.clone()))
-        .collect();
-    let ports = links.ports.iter().map(|it| (it.index, it.clone())).collect();
-    planner.reset_links(bridges, ports);
+    tell_links(&mut planner, links);
+    // Asked after the ports are there.
     let now = planner.moment();
     planner.reset(draft::listing(containers), now);
     planner

@@ -177,6 +177,8 @@ struct NetworkSettings {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct ListedPort {
+    #[serde(rename = "IP")]
+    ip: Field<String>,
     private_port: Field<u16>,
     public_port: Field<u16>,
     r#type: Field<String>,
@@ -185,6 +187,7 @@ struct ListedPort {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct PortBinding {
+    host_ip: Field<String>,
     host_port: Field<String>,
 }
 
@@ -480,18 +483,21 @@ pub(super) fn stale_wishes(
 
 /// The published ports as the list tells them; one that is only exposed has no public port.
 fn listed_ports(ports: Field<Vec<Field<ListedPort>>>) -> BTreeSet<Published> {
-    let published = |port: &ListedPort| {
-        Some(Published {
-            transport: transport(port.r#type.as_ref()?)?,
-            host_port: *port.public_port.as_ref()?,
-            container_port: *port.private_port.as_ref()?,
-        })
+    let published = |port: ListedPort| {
+        let transport = transport(&port.r#type.get()?)?;
+        let (host_port, container_port) = (port.public_port.get()?, port.private_port.get()?);
+        let published = move |address| Published {
+            address,
+            transport,
+            host_port,
+            container_port,
+        };
+        Some(bound_to(port.ip).into_iter().map(published))
     };
-    let ports = ports.unwrap_or_default();
+    let ports = ports.unwrap_or_default().into_iter();
     ports
-        .iter()
-        .filter_map(Field::as_ref)
-        .filter_map(published)
+        .filter_map(|port| published(port.get()?))
+        .flatten()
         .collect()
 }
 
@@ -505,12 +511,12 @@ fn inspected_ports(ports: Field<BTreeMap<String, Field<Vec<Field<PortBinding>>>>
         let (Ok(container_port), Some(transport)) = (number.parse(), transport(protocol)) else {
             continue;
         };
-        for binding in bindings.unwrap_or_default() {
-            let host_port = binding
-                .get()
-                .and_then(|it| it.host_port.get())
-                .and_then(|it| it.parse().ok());
-            published.extend(host_port.map(|host_port| Published {
+        for binding in bindings.unwrap_or_default().into_iter().filter_map(Field::get) {
+            let Some(host_port) = binding.host_port.get().and_then(|it| it.parse().ok()) else {
+                continue;
+            };
+            published.extend(bound_to(binding.host_ip).into_iter().map(|address| Published {
+                address,
                 transport,
                 host_port,
                 container_port,
@@ -518,6 +524,14 @@ fn inspected_ports(ports: Field<BTreeMap<String, Field<Vec<Field<PortBinding>>>>
         }
     }
     published
+}
+
+/// The host's addresses that a port is bound to: all of them where the engine names none that can be read.
+fn bound_to(address: Field<String>) -> Vec<IpAddr> {
+    match address.get().and_then(|it| it.parse().ok()) {
+        Some(address) => vec![address],
+        None => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+    }
 }
 
 fn transport(name: &str) -> Option<Transport> {

@@ -122,6 +122,19 @@ impl Occupants {
             .retain(|_, container| containers.contains_key(container));
     }
 
+    /// After a full listing, between which and the links `before` events were missed: a number is the same namespace's only if
+    /// a port led to it all the time. The index of a port is never given anew.
+    pub fn relisted(&mut self, before: &Links, now: &Links) {
+        let lasting = |namespace: &i32| {
+            now.ports.values().any(|port| {
+                let leads = |port: &Port| port.peer.is_some_and(|peer| peer.namespace == *namespace);
+                leads(port) && before.port(port.index).is_some_and(leads)
+            })
+        };
+        self.containers.retain(|_, namespace| lasting(namespace));
+        self.namespaces.retain(|namespace, _| lasting(namespace));
+    }
+
     /// The port that a container's endpoint is behind, or would be once that is learnt: where the container's namespace is
     /// not known, the one port that claims the address and leads to a namespace that is nobody's yet. `None` where there is no
     /// such port, and where there are two.
@@ -248,6 +261,22 @@ mod tests {
         let both = links(&[(10, 0, MAC), (11, 1, MAC)]);
         assert!(!learn(&mut occupants, &both, "victim", MAC));
         assert_eq!(port(&occupants, &both, "victim", MAC), None);
+    }
+
+    #[test]
+    fn a_number_that_was_given_anew_while_nobody_looked_is_the_new_ones() {
+        let mut occupants = Occupants::default();
+        let before = links(&[(10, 0, MAC), (11, 1, OTHER)]);
+        assert!(learn(&mut occupants, &before, "restarted", MAC));
+        assert!(learn(&mut occupants, &before, "steady", OTHER));
+        // It is in namespace 2 now, and another one in its old namespace's number claims its address.
+        let now = links(&[(11, 1, OTHER), (12, 0, MAC), (13, 2, MAC)]);
+        occupants.relisted(&before, &now);
+        assert_eq!(port(&occupants, &now, "restarted", MAC), None, "the thief's port");
+        assert_eq!(port(&occupants, &now, "steady", OTHER), Some(11));
+        let honest = links(&[(11, 1, OTHER), (13, 2, MAC)]);
+        assert!(learn(&mut occupants, &honest, "restarted", MAC));
+        assert_eq!(port(&occupants, &honest, "restarted", MAC), Some(13));
     }
 
     #[test]

@@ -85,9 +85,11 @@ pub struct Container {
     pub facts: Facts,
 }
 
-/// A port that is published on the host, whatever address of the host it is bound to.
+/// A port that is published on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Published {
+    /// The host's address that it is bound to; the unspecified one stands for every one of its family.
+    pub address: IpAddr,
     pub transport: Transport,
     pub host_port: u16,
     pub container_port: u16,

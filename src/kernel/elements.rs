@@ -395,6 +395,9 @@ impl fmt::Display for KeyText<'_> {
             Key::Binding6(index, mac, address) => write!(f, "interface {index} . {mac} . {address}"),
             Key::Service4(address, transport, port) => write!(f, "{address} . {transport} . {port}"),
             Key::Service6(address, transport, port) => write!(f, "{address} . {transport} . {port}"),
+            Key::HostPort(family, transport, port) => {
+                write!(f, "IPv{} . {transport} . {port}", family.digit())
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
-use crate::net::{IfName, Mac, Transport};
+use crate::net::{Family, IfName, Mac, Transport};
 use crate::plan::ruleset::{Key, KeyType};
 
 /// The bytes of an `ifname` (`IFNAMSIZ`).
@@ -60,6 +60,17 @@ pub(super) fn encode(key: &Key) -> WireKey {
         }
         Key::Service4(address, transport, port) => exact(&[&address.octets(), &service(*transport, *port)]),
         Key::Service6(address, transport, port) => exact(&[&address.octets(), &service(*transport, *port)]),
+        Key::HostPort(family, transport, port) => {
+            exact(&[&[nfproto(*family), 0, 0, 0], &service(*transport, *port)])
+        }
+    }
+}
+
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`
+fn nfproto(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
     }
 }
 
@@ -94,6 +105,13 @@ pub(super) fn decode(key_type: KeyType, bytes: &[u8]) -> Option<Key> {
         KeyType::Service6 => {
             let (address, transport, port) = address_and_service(bytes)?;
             Key::Service6(ipv6(address)?, transport, port)
+        }
+        KeyType::HostPort => {
+            let (number, transport, port) = address_and_service(bytes)?;
+            let family = Family::ALL
+                .into_iter()
+                .find(|it| number.first() == Some(&nfproto(*it)))?;
+            Key::HostPort(family, transport, port)
         }
         KeyType::Ipv4Nets | KeyType::Ipv6Nets => return None,
     })
@@ -215,6 +233,15 @@ mod tests {
                 KeyType::Binding6,
                 Key::Binding6(7, mac, "fd00::5".parse().unwrap()),
             ),
+            (
+                KeyType::Service4,
+                Key::Service4(Ipv4Addr::new(10, 213, 5, 2), Transport::Tcp, 8080),
+            ),
+            (
+                KeyType::Service6,
+                Key::Service6("fd00::5".parse().unwrap(), Transport::Udp, 53),
+            ),
+            (KeyType::HostPort, Key::HostPort(Family::V6, Transport::Tcp, 8080)),
         ];
         for (key_type, key) in keys {
             assert_eq!(read_back(key_type, &key), BTreeMap::from([(key, ())]));

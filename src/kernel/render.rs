@@ -193,6 +193,7 @@ fn set_type(key: KeyType) -> Value {
         KeyType::Binding6 => json!(["iface_index", "ether_addr", "ipv6_addr"]),
         KeyType::Service4 => json!(["ipv4_addr", "inet_proto", "inet_service"]),
         KeyType::Service6 => json!(["ipv6_addr", "inet_proto", "inet_service"]),
+        KeyType::HostPort => json!(["nf_proto", "inet_proto", "inet_service"]),
     }
 }
 
@@ -227,6 +228,9 @@ fn element_key(key: &Key) -> Value {
         }
         Key::Service6(address, transport, port) => {
             json!({ "concat": [address.to_string(), transport.as_str(), port] })
+        }
+        Key::HostPort(family, transport, port) => {
+            json!({ "concat": [format!("ipv{}", family.digit()), transport.as_str(), port] })
         }
         Key::Binding6(index, mac, address) => {
             json!({ "concat": [index, mac.to_string(), address.to_string()] })

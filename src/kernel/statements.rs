@@ -33,6 +33,7 @@ pub(super) fn statement(statement: &Statement) -> Value {
             in_set(set),
         ),
         Statement::Service(side, family, set) => equal(service(*side, *family), in_set(set)),
+        Statement::HostPort(set) => equal(host_port(), in_set(set)),
         Statement::SentByRoot => equal(meta(MetaKey::Skuid), Expression::Number(0)),
         Statement::EtherSource(set) => equal(payload("ether", "saddr"), in_set(set)),
         Statement::Binding(source, set) => equal(binding(*source), in_set(set)),
@@ -41,10 +42,12 @@ pub(super) fn statement(statement: &Statement) -> Value {
             equal(payload("ether", "type"), text(ether_type_name(*ether_type)))
         }
         Statement::EtherTypeMap(targets) => ether_type_map(targets),
-        Statement::ConnectionState(chain) => connection_state(chain),
+        Statement::ConnectionState { established, related } => connection_state(established, related),
+        Statement::Translated => compare(ct("status"), Operator::IN, text("dnat")),
         Statement::AddressMap(side, family, map) => verdict_map(ip_address(*side, *family), in_set(map)),
         Statement::Ports(ports) => self::ports(ports),
         Statement::Icmp(family, types) => icmp(*family, types.as_ref()),
+        Statement::OnLink => equal(payload("ip6", "hoplimit"), Expression::Number(255)),
         Statement::Protocol(number) => equal(meta(MetaKey::L4proto), Expression::Number(u32::from(*number))),
         Statement::Stamped(bits) => stamped(*bits),
         Statement::Stamp(bits) => stamp(*bits),
@@ -103,6 +106,15 @@ fn meta(key: MetaKey) -> Expression<'static> {
     Expression::Named(NamedExpression::Meta(Meta { key }))
 }
 
+/// `ct KEY`
+fn ct(key: &'static str) -> Expression<'static> {
+    Expression::Named(NamedExpression::CT(CT {
+        key: key.into(),
+        family: None,
+        dir: None,
+    }))
+}
+
 /// `PROTOCOL FIELD`
 fn payload(protocol: &'static str, field: &'static str) -> Expression<'static> {
     let field = PayloadField {
@@ -125,6 +137,15 @@ fn ip_address(side: Side, family: Family) -> Expression<'static> {
 fn service(side: Side, family: Family) -> Expression<'static> {
     concat(vec![
         ip_address(side, family),
+        meta(MetaKey::L4proto),
+        payload("th", "dport"),
+    ])
+}
+
+/// `meta nfproto . meta l4proto . th dport`
+fn host_port() -> Expression<'static> {
+    concat(vec![
+        meta(MetaKey::Nfproto),
         meta(MetaKey::L4proto),
         payload("th", "dport"),
     ])
@@ -249,19 +270,14 @@ fn ether_type_map(targets: &BTreeMap<EtherType, ChainName>) -> Nft<'_> {
     verdict_map(payload("ether", "type"), data)
 }
 
-/// `ct state vmap { established : goto CHAIN, related : goto CHAIN, invalid : drop }`
-fn connection_state(chain: &ChainName) -> Nft<'_> {
-    let state = Expression::Named(NamedExpression::CT(CT {
-        key: "state".into(),
-        family: None,
-        dir: None,
-    }));
+/// `ct state vmap { established : goto CHAIN, related : jump CHAIN, invalid : drop }`
+fn connection_state<'a>(established: &'a ChainName, related: &'a ChainName) -> Nft<'a> {
     let items = vec![
-        SetItem::MappingStatement(text("established"), goto(chain)),
-        SetItem::MappingStatement(text("related"), goto(chain)),
+        SetItem::MappingStatement(text("established"), goto(established)),
+        SetItem::MappingStatement(text("related"), Nft::Jump(target(related))),
         SetItem::MappingStatement(text("invalid"), Nft::Drop(None)),
     ];
-    verdict_map(state, Expression::Named(NamedExpression::Set(items)))
+    verdict_map(ct("state"), Expression::Named(NamedExpression::Set(items)))
 }
 
 /// `meta l4proto . th dport { tcp . 8080, udp . 53-60 }`

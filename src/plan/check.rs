@@ -56,7 +56,8 @@ pub fn faults(ruleset: &Ruleset) -> Vec<String> {
 /// an audit, which reports.
 fn ends(name: &ChainName) -> Option<&'static [&'static str]> {
     let name = name.as_str();
-    if ["governed", "local_governed", "host_governed"].contains(&name) {
+    let governs = ["governed", "local_governed", "host_governed", "host_translated"].contains(&name);
+    if governs || name.starts_with("carried_") {
         return Some(&["deny"]);
     }
     let decides = ["in_", "out_", "fromhost_", "tohost_", "pair_"]
@@ -93,14 +94,16 @@ fn dangling(table: &Table, chain: &Chain) -> BTreeSet<String> {
     let missing = |statement: &Statement| -> Vec<Option<String>> {
         use super::ruleset::{Addresses, Interfaces};
         match statement {
-            Statement::Goto(chain) | Statement::Jump(chain) | Statement::ConnectionState(chain) => {
-                vec![no_chain(chain)]
+            Statement::Goto(chain) | Statement::Jump(chain) => vec![no_chain(chain)],
+            Statement::ConnectionState { established, related } => {
+                vec![no_chain(established), no_chain(related)]
             }
             Statement::EtherTypeMap(chains) => chains.values().map(no_chain).collect(),
             Statement::Interface(_, Interfaces::In(set) | Interfaces::NotIn(set))
             | Statement::Address(_, _, Addresses::In(set))
             | Statement::AddressMap(_, _, set)
             | Statement::Service(_, _, set)
+            | Statement::HostPort(set)
             | Statement::Port(_, set)
             | Statement::ArpAddress(_, set)
             | Statement::EtherSource(set)
@@ -112,6 +115,8 @@ fn dangling(table: &Table, chain: &Chain) -> BTreeSet<String> {
             | Statement::EtherType(_)
             | Statement::Ports(_)
             | Statement::Icmp(..)
+            | Statement::OnLink
+            | Statement::Translated
             | Statement::Protocol(_)
             | Statement::SentByRoot
             | Statement::Before(_)

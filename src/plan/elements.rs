@@ -13,8 +13,7 @@ use super::ruleset::{ChainName, Key, SetName, SetRef};
 use crate::inventory::links::{Links, Occupants};
 use crate::inventory::{Container, ContainerId, Endpoint, Inventory, Network, NetworkId, NetworkKind};
 use crate::model::{Identity, Rights, Standing, Unmanaged};
-use crate::net::{Family, IfName, Mac, Traffic, Transport};
-use crate::policy::Party;
+use crate::net::{Family, IfName, Mac, Transport};
 
 /// Everything that elements follow from.
 #[derive(Debug, Clone, Copy)]
@@ -66,61 +65,21 @@ impl View<'_> {
             }
             self.binding(&container.id, &network.id, bridge, endpoint, &mut claim);
         }
-        if let Standing::Managed(identity) = standing {
-            self.published(container, identity, &mut claim);
+        if *standing != Standing::Unmanaged {
+            self.published(container, &mut claim);
         }
         claim
     }
 
     /// The addresses of an endpoint on a guarded network that are its own. What a stopped container asks for may be
     /// another's meanwhile, but on our networks we hand addresses out.
-    fn own_addresses(&self, network: &NetworkId, endpoint: &Endpoint) -> Vec<IpAddr> {
+    pub(super) fn own_addresses(&self, network: &NetworkId, endpoint: &Endpoint) -> Vec<IpAddr> {
         let ours = self.inventory.network(network).is_some_and(Network::is_ours);
         let own = self.guarded.contains(network) && (endpoint.is_live() || ours);
         if own {
             endpoint.addresses().collect()
         } else {
             Vec::new()
-        }
-    }
-
-    /// Who may reach the container's published ports by an address of the host: whoever may reach them directly.
-    fn published(&self, container: &Container, identity: &Identity, claim: &mut Claim) {
-        for port in &container.published {
-            let traffic = Traffic::Port(port.transport, port.container_port);
-            let mut called = false;
-            for caller in self.inventory.containers().values() {
-                let Some(Standing::Managed(calling)) = self.standings.get(&caller.id) else {
-                    continue;
-                };
-                let (from, to) = (
-                    Party::Services(calling.services()),
-                    Party::Services(identity.services()),
-                );
-                if self
-                    .rights
-                    .policy
-                    .allows(&from, &to, traffic, Family::V4)
-                    .is_none()
-                {
-                    continue;
-                }
-                called = true;
-                for (network, endpoint) in &caller.endpoints {
-                    for address in self.own_addresses(network, endpoint) {
-                        let set = names::by_family("hairpin", Family::of(address));
-                        let key = service_key(address, port.transport, port.host_port);
-                        claim.insert((names::inet(set), key), None);
-                    }
-                }
-            }
-            for (network, endpoint) in container.endpoints.iter().filter(|_| called) {
-                for address in self.own_addresses(network, endpoint) {
-                    let set = names::by_family("proxied", Family::of(address));
-                    let key = service_key(address, port.transport, port.container_port);
-                    claim.insert((names::inet(set), key), None);
-                }
-            }
         }
     }
 
@@ -312,7 +271,7 @@ fn address_key(address: IpAddr) -> Key {
     }
 }
 
-fn service_key(address: IpAddr, transport: Transport, port: u16) -> Key {
+pub(super) fn service_key(address: IpAddr, transport: Transport, port: u16) -> Key {
     match address {
         IpAddr::V4(address) => Key::Service4(address, transport, port),
         IpAddr::V6(address) => Key::Service6(address, transport, port),

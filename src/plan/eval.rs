@@ -59,6 +59,8 @@ pub struct Packet {
     pub body: Body,
     pub connection: Connection,
     pub mark: u32,
+    /// Whether its destination has been translated.
+    pub translated: bool,
     /// Whether a process of the host's root sent it.
     pub sent_by_root: bool,
 }
@@ -152,8 +154,12 @@ impl Walk<'_> {
                 },
                 Statement::Stamp(bits) => *mark |= bits,
                 Statement::Counter(_) | Statement::Limit { .. } | Statement::Log { .. } => {}
-                Statement::ConnectionState(pass) => match self.packet.connection {
-                    Connection::Established | Connection::Related => return Step::Goto(pass.clone()),
+                Statement::ConnectionState { established, related } => match self.packet.connection {
+                    Connection::Established => return Step::Goto(established.clone()),
+                    Connection::Related => match self.chain(related, mark) {
+                        Outcome::Verdict(verdict) => return Step::Verdict(verdict),
+                        Outcome::Return => return Step::NextRule,
+                    },
                     Connection::Invalid => return Step::Verdict(Verdict::Drop),
                     Connection::New | Connection::Untracked => return Step::NextRule,
                 },
@@ -211,8 +217,17 @@ impl Walk<'_> {
                 ) => self.contains(set, &service_key(address, transport, port)),
                 _ => false,
             },
+            Statement::HostPort(set) => match self.packet.body {
+                Body::Ip {
+                    source,
+                    traffic: Traffic::Port(transport, port),
+                    ..
+                } => self.contains(set, &Key::HostPort(Family::of(source), transport, port)),
+                Body::Ip { .. } | Body::Arp { .. } | Body::Other => false,
+            },
             Statement::SentByRoot => self.packet.sent_by_root,
             Statement::Before(end) => self.kernel.now.as_second() < end.as_second(),
+            Statement::Translated => self.packet.translated,
             Statement::EtherSource(set) => self
                 .packet
                 .frame
@@ -241,6 +256,11 @@ impl Walk<'_> {
                 } => Family::of(source) == *family && types.as_ref().is_none_or(|it| it.contains(&number)),
                 Body::Ip { .. } | Body::Arp { .. } | Body::Other => false,
             },
+            // What comes in by one interface and leaves by another is routed, and has lost a hop.
+            Statement::OnLink => {
+                let (from, to) = (&self.packet.iifname, &self.packet.oifname);
+                self.ether_type() == Some(EtherType::Ip6) && (from.is_none() || to.is_none() || from == to)
+            }
             Statement::Protocol(number) => match self.packet.body {
                 Body::Ip { traffic, source, .. } => protocol(traffic, Family::of(source)) == *number,
                 Body::Arp { .. } | Body::Other => false,

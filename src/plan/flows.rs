@@ -22,7 +22,9 @@ pub struct Addresses<'a> {
     pub containers: BTreeMap<IpAddr, &'a Standing>,
     /// The host's own addresses.
     pub host: BTreeSet<IpAddr>,
-    /// What the engine's proxy may carry: client and host port on the way to it, server and container port from it.
+    /// Who may dial what the engine's proxy carries: client and host port.
+    pub hairpin: BTreeSet<(IpAddr, Transport, u16)>,
+    /// Where the engine's proxy may go on to: server and container port.
     pub proxied: BTreeSet<(IpAddr, Transport, u16)>,
 }
 
@@ -44,7 +46,7 @@ impl<'a> Addresses<'a> {
             return false;
         };
         let to_proxy =
-            self.host.contains(&flow.server) && self.proxied.contains(&(flow.client, transport, port));
+            self.host.contains(&flow.server) && self.hairpin.contains(&(flow.client, transport, port));
         let from_proxy =
             self.host.contains(&flow.client) && self.proxied.contains(&(flow.server, transport, port));
         to_proxy || from_proxy
@@ -72,4 +74,35 @@ pub fn may_go_on(rights: &Rights, addresses: &Addresses<'_>, flow: OpenFlow) -> 
     rights
         .judge(&from, &to, flow.traffic, Family::of(flow.server))
         .passes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_halves_of_a_way_through_the_proxy_are_not_mixed_up() {
+        let address = |last: u8| IpAddr::from([172, 18, 0, last]);
+        let (host, client, server) = (address(1), address(2), address(3));
+        let standing = Standing::Quarantined(BTreeSet::new());
+        let addresses = Addresses {
+            containers: BTreeMap::from([(client, &standing), (server, &standing)]),
+            host: BTreeSet::from([host]),
+            hairpin: BTreeSet::from([(client, Transport::Tcp, 8080)]),
+            proxied: BTreeSet::from([(server, Transport::Tcp, 80)]),
+        };
+        let goes_on = |client, server, port| {
+            let traffic = Traffic::Port(Transport::Tcp, port);
+            let flow = OpenFlow {
+                client,
+                server,
+                traffic,
+            };
+            may_go_on(&Rights::default(), &addresses, flow)
+        };
+        assert!(goes_on(client, host, 8080), "to the proxy");
+        assert!(goes_on(host, server, 80), "from the proxy");
+        assert!(!goes_on(host, client, 8080), "the host calls the client");
+        assert!(!goes_on(server, host, 80), "the server calls the host");
+    }
 }

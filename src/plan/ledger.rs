@@ -1,12 +1,14 @@
-//! Who claims which element. An element that two owners claim with different verdicts is in force for neither: an address
-//! that has passed to another container while the first one's end was missed stays closed until that is known.
+//! Who claims which element. An element that two owners claim with different verdicts is in force for neither, and an address
+//! that is led to different chains has no rights at all, those that only one of its owners claims included: an address that has
+//! passed to another container while the first one's end was missed stays closed until that is known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::ruleset::{ChainName, ElementAction, ElementChange, Elements, Key, SetRef};
+use super::names;
+use super::ruleset::{ChainName, ElementAction, ElementChange, Elements, Key, SetRef, TableFamily};
 use crate::inventory::{ContainerId, NetworkId};
-use crate::net::Transport;
+use crate::net::{Family, Transport};
 
 /// Whose presence an element follows from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,31 +29,59 @@ pub struct Ledger {
     claims: BTreeMap<(SetRef, Key), BTreeMap<Owner, Option<ChainName>>>,
     applied: BTreeMap<(SetRef, Key), Option<ChainName>>,
     touched: BTreeSet<(SetRef, Key)>,
+    /// Addresses that their owners lead to different chains.
+    contested: BTreeSet<IpAddr>,
 }
 
 impl Ledger {
     /// Replaces an owner's claim; an empty one removes the owner.
     pub fn set(&mut self, owner: &Owner, claim: Claim) {
         let before = self.owners.remove(owner).unwrap_or_default();
-        if before != claim {
-            for (element, verdict) in &before {
-                if claim.get(element) != Some(verdict) {
-                    self.withdraw(owner, element);
-                }
-            }
-            for (element, verdict) in &claim {
-                if before.get(element) != Some(verdict) {
-                    self.claims
-                        .entry(element.clone())
-                        .or_default()
-                        .insert(owner.clone(), verdict.clone());
-                    self.touched.insert(element.clone());
-                }
-            }
+        let mut led: BTreeSet<IpAddr> = BTreeSet::new();
+        for (element, _) in before
+            .iter()
+            .filter(|(it, verdict)| claim.get(it) != Some(verdict))
+        {
+            self.withdraw(owner, element);
+            led.extend(led_to(element));
+        }
+        for (element, verdict) in claim
+            .iter()
+            .filter(|(it, verdict)| before.get(it) != Some(verdict))
+        {
+            self.claims
+                .entry(element.clone())
+                .or_default()
+                .insert(owner.clone(), verdict.clone());
+            self.touched.insert(element.clone());
+            led.extend(led_to(element));
         }
         if !claim.is_empty() {
             self.owners.insert(owner.clone(), claim);
         }
+        for address in led {
+            self.touch(owner, address);
+        }
+    }
+
+    /// Who has a say about an address has changed: what its owners claim for it may now be in force, or no more.
+    fn touch(&mut self, owner: &Owner, address: IpAddr) {
+        let led = self.claims.get(&led_by(address));
+        if led.is_some_and(|claims| agreed(claims).is_none()) {
+            self.contested.insert(address);
+        } else if !self.contested.remove(&address) {
+            return;
+        }
+        let owners: BTreeSet<&Owner> = led.into_iter().flat_map(BTreeMap::keys).chain([owner]).collect();
+        for claim in owners.into_iter().filter_map(|owner| self.owners.get(owner)) {
+            let of_it = claim.keys().filter(|(_, key)| address_of(key) == Some(address));
+            self.touched.extend(of_it.cloned());
+        }
+    }
+
+    /// Whether owners of an address lead it to different chains.
+    pub fn is_contested(&self, address: IpAddr) -> bool {
+        self.contested.contains(&address)
     }
 
     fn withdraw(&mut self, owner: &Owner, element: &(SetRef, Key)) {
@@ -113,12 +143,15 @@ impl Ledger {
         elements
     }
 
-    /// Whose published ports the engine's proxy carries: client and host port, or server and container port.
-    pub fn services(&self) -> BTreeSet<(IpAddr, Transport, u16)> {
-        let service = |(_, key): &(SetRef, Key)| match key {
-            Key::Service4(address, transport, port) => Some((IpAddr::V4(*address), *transport, *port)),
-            Key::Service6(address, transport, port) => Some((IpAddr::V6(*address), *transport, *port)),
-            _ => None,
+    /// What is claimed in a set of addresses and ports, of both families.
+    pub fn services(&self, set: &str) -> BTreeSet<(IpAddr, Transport, u16)> {
+        let service = |(of, key): &(SetRef, Key)| {
+            let service = match key {
+                Key::Service4(address, transport, port) => (IpAddr::V4(*address), *transport, *port),
+                Key::Service6(address, transport, port) => (IpAddr::V6(*address), *transport, *port),
+                _ => return None,
+            };
+            (of.set == names::by_family(set, Family::of(service.0))).then_some(service)
         };
         self.claims.keys().filter_map(service).collect()
     }
@@ -162,20 +195,50 @@ impl Ledger {
     }
 
     fn in_force(&self, element: &(SetRef, Key)) -> Option<&Option<ChainName>> {
-        let mut verdicts = self.claims.get(element)?.values();
-        let first = verdicts.next()?;
-        if verdicts.all(|verdict| verdict == first) {
-            Some(first)
-        } else {
-            None
+        if !self.contested.is_empty()
+            && address_of(&element.1).is_some_and(|address| self.is_contested(address))
+        {
+            return None;
         }
+        agreed(self.claims.get(element)?)
     }
+}
+
+/// What all owners of an element claim.
+fn agreed(claims: &BTreeMap<Owner, Option<ChainName>>) -> Option<&Option<ChainName>> {
+    let mut verdicts = claims.values();
+    let first = verdicts.next()?;
+    verdicts.all(|verdict| verdict == first).then_some(first)
+}
+
+/// The address that an element gives rights to.
+fn address_of(key: &Key) -> Option<IpAddr> {
+    match key {
+        Key::Ipv4(address) | Key::Service4(address, ..) => Some(IpAddr::V4(*address)),
+        Key::Ipv6(address) | Key::Service6(address, ..) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+/// The element that every owner of an address claims: where what is sent to it goes on.
+fn led_by(address: IpAddr) -> (SetRef, Key) {
+    let set = names::inet(names::by_family("into", Family::of(address)));
+    let key = match address {
+        IpAddr::V4(address) => Key::Ipv4(address),
+        IpAddr::V6(address) => Key::Ipv6(address),
+    };
+    (set, key)
+}
+
+fn led_to((set, key): &(SetRef, Key)) -> Option<IpAddr> {
+    let leads = set.table == TableFamily::Inet && ["into4", "into6"].contains(&set.set.as_str());
+    address_of(key).filter(|_| leads)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::ruleset::{SetName, TableFamily};
+    use crate::plan::ruleset::SetName;
 
     fn owner(name: &str) -> Owner {
         Owner::Container(ContainerId(name.to_owned()))
@@ -217,6 +280,43 @@ mod tests {
         );
         ledger.mark_applied();
         assert_eq!(ledger.elements().values().map(BTreeMap::len).sum::<usize>(), 1);
+    }
+
+    #[test]
+    fn what_only_one_of_two_owners_of_an_address_claims_is_closed_too() {
+        let calls = || {
+            let mut claim = claim("10.0.0.2", "in_shop/web");
+            let set = names::inet(SetName::from("from4_shop/db"));
+            let key = Key::Ipv4("10.0.0.2".parse().unwrap());
+            claim.insert((set, key), Some(ChainName::from("pair_shop/web_shop/db")));
+            claim
+        };
+        let held = |ledger: &Ledger| ledger.applied().values().map(BTreeMap::len).sum::<usize>();
+        let mut ledger = Ledger::default();
+        ledger.set(&owner("gone"), calls());
+        ledger.mark_applied();
+        assert_eq!(held(&ledger), 2);
+        // The end of the first was missed; the second, which calls nobody, has its address.
+        ledger.set(&owner("new"), claim("10.0.0.2", "in_unmanaged"));
+        assert!(
+            ledger
+                .changes()
+                .iter()
+                .all(|it| it.action == ElementAction::Delete)
+        );
+        ledger.mark_applied();
+        assert_eq!(held(&ledger), 0);
+        assert!(ledger.is_contested("10.0.0.2".parse().unwrap()));
+        ledger.set(&owner("gone"), Claim::new());
+        ledger.mark_applied();
+        assert_eq!(held(&ledger), 1);
+        // And where it is the second that goes, the first has everything again.
+        ledger.set(&owner("gone"), calls());
+        ledger.mark_applied();
+        ledger.set(&owner("new"), Claim::new());
+        ledger.mark_applied();
+        assert_eq!(held(&ledger), 2);
+        assert_eq!(ledger.applied(), ledger.elements());
     }
 
     #[test]

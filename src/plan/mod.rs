@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod names;
 pub mod networks;
 mod planner;
+mod published;
 pub mod ruleset;
 mod skeleton;
 

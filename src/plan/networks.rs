@@ -247,6 +247,10 @@ fn chosen<'a>(
     let mut chosen: BTreeMap<ServiceId, &Network> = BTreeMap::new();
     for network in inventory.networks().values() {
         let Some(service) = owner(network) else { continue };
+        // No rule holds on one that is no bridge, whatever its labels say.
+        if !matches!(network.kind, NetworkKind::Bridge(_)) {
+            continue;
+        }
         let genuine = |network: &Network| {
             wanted.get(&service).is_some_and(|it| {
                 let bridge = it.bridge().map(NetworkKind::Bridge);

@@ -141,6 +141,8 @@ pub enum KeyType {
     Service4,
     /// `ipv6_addr . inet_proto . inet_service`
     Service6,
+    /// `nf_proto . inet_proto . inet_service`
+    HostPort,
 }
 
 /// An element's key.
@@ -157,6 +159,7 @@ pub enum Key {
     Binding6(u32, Mac, Ipv6Addr),
     Service4(Ipv4Addr, Transport, u16),
     Service6(Ipv6Addr, Transport, u16),
+    HostPort(Family, Transport, u16),
 }
 
 /// One set, across both tables.
@@ -256,6 +259,8 @@ pub enum Statement {
     Address(Side, Family, Addresses),
     /// `ip saddr . meta l4proto . th dport @hairpin4`
     Service(Side, Family, SetName),
+    /// `meta nfproto . meta l4proto . th dport @carried`
+    HostPort(SetName),
     /// `meta skuid 0`: the host's own packet, sent by a process of root.
     SentByRoot,
     /// `arp saddr ip @guarded4`, `arp daddr ip @guarded4`
@@ -270,14 +275,21 @@ pub enum Statement {
     EtherType(EtherType),
     /// `ether type vmap { ip : goto a, arp : goto b }`
     EtherTypeMap(BTreeMap<EtherType, ChainName>),
-    /// `ct state vmap { established : goto CHAIN, related : goto CHAIN, invalid : drop }`
-    ConnectionState(ChainName),
+    /// `ct state vmap { established : goto CHAIN, related : jump CHAIN, invalid : drop }`
+    ConnectionState {
+        established: ChainName,
+        related: ChainName,
+    },
+    /// `ct status dnat`: its destination is not the one that it was sent to.
+    Translated,
     /// `ip daddr vmap @into4`: goes to the element's chain; no element: the next rule.
     AddressMap(Side, Family, SetName),
     /// `meta l4proto . th dport { tcp . 8080, udp . 53-60 }`; never empty.
     Ports(BTreeSet<(Transport, PortRange)>),
     /// `meta l4proto icmp` (or `ipv6-icmp`) where `None`, `icmp type { 8 }` (or `icmpv6 type`) where given, as numbers.
     Icmp(Family, Option<BTreeSet<u8>>),
+    /// `ip6 hoplimit 255`: no router has touched it (RFC 4861), the host included.
+    OnLink,
     /// `meta l4proto 2`
     Protocol(u8),
     /// `meta time < "2026-12-01 00:00:00"`, in whole seconds: the kernel itself ends what has an end.

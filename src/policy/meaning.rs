@@ -49,6 +49,16 @@ impl Policy {
         })
     }
 
+    /// Whether every address outside may open `traffic` to these services: by an edge from `world`, not by one from an external.
+    pub fn allows_world(&self, services: &BTreeSet<ServiceId>, traffic: Traffic, family: Family) -> bool {
+        let to = Party::Services(services);
+        self.edges.iter().any(|edge| {
+            edge.from == Peer::World
+                && self.is(&to, &edge.to)
+                && edge.ports.iter().any(|ports| ports.permits(traffic, family))
+        })
+    }
+
     fn is(&self, party: &Party<'_>, peer: &Peer) -> bool {
         match (party, peer) {
             (Party::Services(services), Peer::Service(id)) => services.contains(id),

@@ -486,3 +486,38 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_published_port_has_the_hosts_addresses_that_it_is_bound_to() {
+    let (any4, any6) = (IpAddr::from([0, 0, 0, 0]), IpAddr::from([0_u16; 8]));
+    let one = IpAddr::from([192, 0, 2, 1]);
+    let published = |address| Published {
+        address,
+        transport: Transport::Tcp,
+        host_port: 8443,
+        container_port: 443,
+    };
+    for (text, addresses) in [
+        (json!("0.0.0.0"), vec![any4]),
+        (json!("::"), vec![any6]),
+        (json!("192.0.2.1"), vec![one]),
+        // What cannot be read may be any.
+        (json!(""), vec![any4, any6]),
+        (json!(null), vec![any4, any6]),
+        (json!(7), vec![any4, any6]),
+    ] {
+        let expected: BTreeSet<Published> = addresses.into_iter().map(published).collect();
+        let listed = json!([{"IP": text, "PrivatePort": 443, "PublicPort": 8443, "Type": "tcp"}, {"PrivatePort": 80, "Type": "tcp"}]);
+        assert_eq!(
+            listed_ports(serde_json::from_value(listed).unwrap()),
+            expected,
+            "{text}"
+        );
+        let inspected = json!({"443/tcp": [{"HostIp": text, "HostPort": "8443"}], "80/tcp": null});
+        assert_eq!(
+            inspected_ports(serde_json::from_value(inspected).unwrap()),
+            expected,
+            "{text}"
+        );
+    }
+}

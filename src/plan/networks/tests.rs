@@ -227,3 +227,18 @@ fn nothing_is_planned_twice_for_one_subject() {
     );
     assert_eq!(steps, []);
 }
+
+#[test]
+fn nobody_is_attached_to_a_network_with_our_labels_that_is_no_bridge() {
+    let wanted = wanted("db", &["db-1"]);
+    let mut forged = network("db", "192.0.2.0/24");
+    forged.kind = NetworkKind::Other("macvlan".to_owned());
+    let steps = steps(
+        &wanted,
+        &inventory(vec![container("db-1", &[])], vec![forged.clone()]),
+    );
+    assert!(
+        matches!(&steps[..], [NetworkStep::Create { .. }, NetworkStep::Remove { network, .. }] if *network == forged.id),
+        "{steps:?}"
+    );
+}

@@ -194,7 +194,8 @@ impl Planner {
         Addresses {
             containers,
             host,
-            proxied: self.ledger.services(),
+            hairpin: self.ledger.services("hairpin"),
+            proxied: self.ledger.services("proxied"),
         }
     }
 

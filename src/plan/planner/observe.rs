@@ -85,8 +85,9 @@ impl Planner {
         }
         self.since.retain(|index, _| ports.contains_key(index));
         self.homes.values_mut().for_each(|home| home.returned = false);
+        let before = self.links.clone();
         if self.links.reset(bridges, ports) {
-            self.occupants.retain(&self.links);
+            self.occupants.relisted(&before, &self.links);
             self.dirty.everything = true;
         }
     }

@@ -145,11 +145,19 @@ impl Planner {
         let gone: Vec<Owner> = gone.cloned().collect();
         claims.extend(gone.into_iter().map(|owner| (owner, Claim::new())));
         self.unconfirmed = unconfirmed;
+        let mut claimed = BTreeSet::new();
         for (owner, claim) in claims {
             let before = self.ledger.claim(&owner).map(View::addresses).unwrap_or_default();
-            self.released.extend(before.difference(&View::addresses(&claim)));
+            let now = View::addresses(&claim);
+            self.released.extend(before.difference(&now));
+            claimed.extend(now.difference(&before).copied());
             self.ledger.set(&owner, claim);
         }
+        // What the first owner opened does not pass to the second.
+        let contested = claimed
+            .into_iter()
+            .filter(|address| self.ledger.is_contested(*address));
+        self.released.extend(contested);
     }
 
     pub(super) fn exists(&self, owner: &Owner) -> bool {

@@ -1,0 +1,157 @@
+//! The bridge table: who is who.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::plan::ruleset::{BindingSource, EtherType};
+
+/// `table bridge cofferdam`: whole, for it does not depend on the policy.
+pub(in crate::plan) fn bridge_table(stamp: u32) -> Table {
+    let mut table = Table::default();
+    for (name, key, size) in [
+        ("ports", KeyType::IfIndex, ENDPOINTS),
+        ("open_ports", KeyType::IfIndex, ENDPOINTS),
+        ("macs", KeyType::Mac, ENDPOINTS),
+        ("bound4", KeyType::Binding4, ENDPOINTS),
+        ("bound6", KeyType::Binding6, 2 * ENDPOINTS),
+        ("guarded4", KeyType::Ipv4Nets, NETWORKS),
+        ("guarded6", KeyType::Ipv6Nets, NETWORKS),
+    ] {
+        table.sets.insert(
+            SetName::from(name),
+            SetSpec {
+                key,
+                verdicts: false,
+                size: Some(size),
+            },
+        );
+    }
+    let drop = Statement::Drop;
+    let accept = Statement::Accept;
+    let port = |side| Statement::Port(side, SetName::from("ports"));
+    let open_port = |side| Statement::Port(side, SetName::from("open_ports"));
+    let guarded =
+        |side, family| Statement::Address(side, family, Addresses::In(names::by_family("guarded", family)));
+    let bound = |source| Statement::Binding(source, bound_set(source));
+
+    base(
+        &mut table,
+        "identity",
+        HookPoint::Prerouting,
+        -300,
+        vec![
+            // A port of a bridge that is none of our business.
+            rule([open_port(Side::Source), accept.clone()]),
+            rule([Statement::EtherTypeMap(BTreeMap::from([
+                (EtherType::Ip, chain("identity4")),
+                (EtherType::Arp, chain("identity_arp")),
+                (EtherType::Ip6, chain("identity6")),
+            ]))]),
+            goto("other"),
+        ],
+    );
+    plain(
+        &mut table,
+        "identity4",
+        vec![
+            // IGMP (2): a container could become the bridge's multicast querier.
+            rule([port(Side::Source), Statement::Protocol(2), drop.clone()]),
+            rule([bound(BindingSource::Sender(Family::V4)), accept.clone()]),
+            // Neither proven nor foreign.
+            rule([guarded(Side::Source, Family::V4), drop.clone()]),
+            rule([guarded(Side::Destination, Family::V4), drop.clone()]),
+            goto("other"),
+        ],
+    );
+    plain(
+        &mut table,
+        "identity_arp",
+        vec![
+            rule([
+                bound(BindingSource::ArpFrame),
+                bound(BindingSource::ArpBody),
+                accept.clone(),
+            ]),
+            rule([
+                Statement::ArpAddress(Side::Source, SetName::from("guarded4")),
+                drop.clone(),
+            ]),
+            rule([
+                Statement::ArpAddress(Side::Destination, SetName::from("guarded4")),
+                drop.clone(),
+            ]),
+            goto("other"),
+        ],
+    );
+    plain(
+        &mut table,
+        "identity6",
+        vec![
+            // Multicast listener messages (130-132, 143), router solicitation and advertisement (133, 134), redirect (137).
+            rule([
+                Statement::Icmp(
+                    Family::V6,
+                    Some(BTreeSet::from([130, 131, 132, 133, 134, 137, 143])),
+                ),
+                drop.clone(),
+            ]),
+            rule([
+                Statement::Icmp(Family::V6, Some(BTreeSet::from([136]))),
+                Statement::Goto(chain("advert")),
+            ]),
+            rule([bound(BindingSource::Sender(Family::V6)), accept.clone()]),
+            rule([guarded(Side::Source, Family::V6), drop.clone()]),
+            rule([guarded(Side::Destination, Family::V6), drop.clone()]),
+            goto("other"),
+        ],
+    );
+    // `kernel::neighbour` puts the rules that look at an advertisement's target before this one.
+    plain(&mut table, "advert", vec![rule([drop.clone()])]);
+    plain(
+        &mut table,
+        "other",
+        vec![
+            rule([port(Side::Source), drop.clone()]),
+            rule([Statement::EtherSource(SetName::from("macs")), drop.clone()]),
+        ],
+    );
+
+    // After br_netfilter: a frame without the stamp did not pass `inet forward`.
+    let mut sealed = vec![
+        rule([Statement::Stamped(stamp), accept.clone()]),
+        rule([Statement::EtherType(EtherType::Arp), accept.clone()]),
+        rule([port(Side::Source), drop.clone()]),
+        rule([port(Side::Destination), drop.clone()]),
+        rule([open_port(Side::Source), accept.clone()]),
+    ];
+    for family in Family::ALL {
+        sealed.push(rule([guarded(Side::Source, family), drop.clone()]));
+        sealed.push(rule([guarded(Side::Destination, family), drop.clone()]));
+    }
+    // A port that nobody has looked at yet, as on a network that is made while no daemon runs. Where its bridge does not
+    // call br_netfilter, `inet forward` never sees its frames, and the bridge's name cannot be asked for on every kernel.
+    let unknown = Interfaces::Like(vec![CLOSED_PORTS.to_owned()]);
+    sealed.push(rule([Statement::Interface(Side::Source, unknown), drop.clone()]));
+    base(&mut table, "sealed", HookPoint::Forward, 100, sealed);
+
+    // Whatever made a frame leave by this port, only the address's owner is behind it.
+    let mut delivery = vec![rule([open_port(Side::Destination), accept])];
+    for family in Family::ALL {
+        let receiver = BindingSource::Receiver(family);
+        delivery.push(rule([
+            guarded(Side::Destination, family),
+            Statement::NotBinding(receiver, bound_set(receiver)),
+            drop.clone(),
+        ]));
+    }
+    base(&mut table, "delivery", HookPoint::Postrouting, 100, delivery);
+    table
+}
+
+fn bound_set(source: BindingSource) -> SetName {
+    let family = match source {
+        BindingSource::Sender(family) | BindingSource::Receiver(family) => family,
+        BindingSource::ArpFrame | BindingSource::ArpBody => Family::V4,
+    };
+    names::by_family("bound", family)
+}
