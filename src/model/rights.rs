@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn what_no_edge_permits_passes_only_where_both_ends_are_in_audit() {
-        let text = "cofferdam: 1\nsegment: s\nservices:\n  a: { select: { name: a }, mode: audit }\n  b: { select: { name: b }, mode: audit }\n  c: { select: { name: c } }\nallow:\n  - { from: a, to: c, ports: [80] }\n";
+        let text = "cofferdam: 1\nsegment: s\nservices:\n  a: { select: { name: aa }, mode: audit }\n  b: { select: { name: bb }, mode: audit }\n  c: { select: { name: cc } }\nallow:\n  - { from: a, to: c, ports: [80] }\n";
         let files = [SourceFile {
             path: "s.yaml".to_owned(),
             bytes: text.into(),

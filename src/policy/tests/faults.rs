@@ -183,9 +183,9 @@ fn tests_are_checked() {
     assert_eq!(
         shown,
         [
-            "a/web a/db 5432/tcp Reachable 0.yaml:7:15",
-            "world a/web 443/tcp Reachable 0.yaml:7:33",
-            "a/web a/db icmp Reachable 0.yaml:7:55",
+            "shop/web shop/db 5432/tcp Reachable 0.yaml:7:15",
+            "world shop/web 443/tcp Reachable 0.yaml:7:33",
+            "shop/web shop/db icmp Reachable 0.yaml:7:55",
         ]
     );
     assert_eq!(tests("\"web db:5432\""), ["CFD051 7:15"]);

@@ -61,7 +61,7 @@ proptest! {
         let planted = SHOP.replacen("allow:\n", &format!("allow:\n  - {}\n", [
             "{ from: web, to: api, ports: [0] }", "{ from: web, to: api }", "{ from: [], to: api, ports: any }",
             "{ from: nobody, to: api, ports: any }", "{ from: web, to: ops/prometheus, ports: any }",
-            "{ from: world, to: host, ports: any }", "{ from: web, to: api, ports: any, until: 2030-01-01T00:00:00Z }",
+            "{ from: world, to: host, ports: any }", "{ from: web, to: api, ports: any, until: tomorrow }",
             "{ from: web, to: api, ports: any, port: 1 }", "~",
         ][line]), 1);
         prop_assert!(load(&[file("a.yaml", planted), file("b.yaml", OPS)]).is_err());
