@@ -35,6 +35,8 @@ mod outage;
 mod proxy;
 #[path = "faults/race.rs"]
 mod race;
+#[path = "faults/rollout.rs"]
+mod rollout;
 #[path = "faults/shop.rs"]
 mod shop;
 #[path = "faults/state.rs"]
@@ -102,6 +104,15 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
             }
         )* };
     }
-    scenarios!(race, identity, crashes, kernel, outage, boot, unenforceable);
+    scenarios!(
+        race,
+        identity,
+        crashes,
+        kernel,
+        outage,
+        boot,
+        unenforceable,
+        rollout
+    );
     Ok(report.finish())
 }

@@ -110,6 +110,9 @@ fn render(out: &mut String, status: &Status) -> std::fmt::Result {
     if let Some(denied) = status.denied_packets {
         writeln!(out, "denied    {denied} packets")?;
     }
+    if let Some(audited) = status.audited_packets.filter(|it| *it > 0) {
+        writeln!(out, "audited   {audited} packets")?;
+    }
     writeln!(out, "\nservices")?;
     for (name, service) in &status.services {
         writeln!(out, "  {name}: {}", count(service.containers.len(), "container"))?;
@@ -143,10 +146,14 @@ fn render(out: &mut String, status: &Status) -> std::fmt::Result {
     for edge in &status.edges {
         let ports = edge.ports.join(", ");
         let hits = hits(edge.packets);
+        let until = edge.until.as_deref().map(|until| format!(", until {until}"));
         writeln!(
             out,
-            "  {hits:>width$}  {} -> {}: {ports}  ({})",
-            edge.from, edge.to, edge.declared
+            "  {hits:>width$}  {} -> {}: {ports}  ({}{})",
+            edge.from,
+            edge.to,
+            edge.declared,
+            until.unwrap_or_default()
         )?;
     }
     for (title, found) in [

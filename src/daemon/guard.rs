@@ -2,6 +2,7 @@
 //!
 //! It knows no container: every bridge that may be Docker's is closed until a daemon has seen what is on it.
 
+use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::executor::Kernel;
@@ -72,7 +73,10 @@ fn rights(settings: &Settings) -> (Rights, Option<String>) {
         }
     };
     match sources.load() {
-        Ok(loaded) => (settings.rights(loaded.policy), Some(loaded.revision.to_string())),
+        Ok(loaded) => (
+            settings.rights(loaded.policy.at(Timestamp::now())),
+            Some(loaded.revision.to_string()),
+        ),
         Err(_) => {
             warn!("the policy is not valid: the rules are loaded without it; `cofferdam check` says why");
             (none(), None)

@@ -16,6 +16,7 @@
 
 pub mod control;
 pub mod drift;
+mod endings;
 pub mod executor;
 mod findings;
 pub mod guard;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::executor::{Kernel, network_step};
@@ -46,7 +47,7 @@ pub async fn apply(settings: &Settings) -> Result<Applied, Refusal> {
     bridge_netfilter::ensure().await?;
     let mut kernel = Kernel::open()?;
     let engine = Engine::connect(&settings.docker_socket).await?;
-    let rights = settings.rights(loaded.policy);
+    let rights = settings.rights(loaded.policy.at(Timestamp::now()));
     let mut planner = Planner::new(settings.options, settings.pools.clone(), rights);
     let mut applied = Applied {
         revision: loaded.revision.to_string(),

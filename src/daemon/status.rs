@@ -59,6 +59,9 @@ pub struct Status {
     pub many_networks: BTreeMap<String, usize>,
     /// Packets that were denied since the tables were made.
     pub denied_packets: Option<u64>,
+    /// Packets that passed only because every managed end is in audit.
+    #[serde(default)]
+    pub audited_packets: Option<u64>,
 }
 
 /// The policy in force.
@@ -149,6 +152,9 @@ pub struct EdgeStatus {
     pub declared: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// When it ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
     /// The name of its counter in `table inet cofferdam`.
     pub counter: String,
     /// New connections' first packets, from the kernel.
@@ -179,6 +185,7 @@ impl Status {
             isolated: BTreeMap::new(),
             many_networks: BTreeMap::new(),
             denied_packets: None,
+            audited_packets: None,
         }
     }
 
@@ -228,6 +235,7 @@ impl Status {
                 ports: edge.ports.iter().map(ToString::to_string).collect(),
                 declared: edge.location.to_string(),
                 why: edge.why.clone(),
+                until: edge.until.map(|until| until.to_string()),
                 counter: names::counter(edge).0,
                 packets: None,
                 bytes: None,
@@ -269,7 +277,9 @@ impl Status {
             edge.packets = counter.map(|it| it.packets);
             edge.bytes = counter.map(|it| it.bytes);
         }
-        self.denied_packets = counters.get(&CounterName::from("denied")).map(|it| it.packets);
+        let packets = |name| counters.get(&CounterName::from(name)).map(|it| it.packets);
+        self.denied_packets = packets("denied");
+        self.audited_packets = packets("audited");
         if elements.base_chains()?.is_empty() && self.state != State::Starting {
             self.state = State::Degraded;
             self.reasons.push("the kernel holds none of our rules".to_owned());

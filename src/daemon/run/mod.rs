@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -15,6 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::daemon::control;
 use crate::daemon::drift::{self, Repairs};
+use crate::daemon::endings::Endings;
 use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, network_step};
 use crate::daemon::findings::Findings;
 use crate::daemon::lock::Lock;
@@ -67,6 +69,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             Some(subject) = inputs.retries.recv() => daemon.retry(&subject),
             Some(()) = inputs.policy.recv() => daemon.reload("policy changed").await,
             _ = inputs.hangup.recv() => daemon.reload("SIGHUP").await,
+            () = sleep(daemon.endings.next(Timestamp::now())) => daemon.end_edges(),
             _ = inputs.tick.tick() => daemon.resync("slow timer").await,
         };
         // Whatever else is waiting belongs to the same pass; a listing, an attachment or a start makes many events.
@@ -154,6 +157,7 @@ struct Daemon {
     doubts: Doubts,
     passes: Passes,
     policy: PolicyStatus,
+    endings: Endings,
     findings: Findings,
     status: watch::Sender<Arc<Status>>,
     steps: mpsc::UnboundedSender<StepDone>,
@@ -230,6 +234,7 @@ impl Daemon {
             doubts: Doubts::default(),
             passes: Passes::default(),
             policy: PolicyStatus::default(),
+            endings: Endings::default(),
             findings: Findings::default(),
             status,
             steps: steps_sender,
@@ -288,7 +293,8 @@ impl Daemon {
                 let (services, edges) = (loaded.policy.services.len(), loaded.policy.edges.len());
                 info!(revision, services, edges, "policy accepted");
                 self.policy.revision = Some(revision);
-                self.planner.set_rights(self.settings.rights(loaded.policy));
+                self.endings.set(loaded.policy);
+                self.end_edges();
             }
             Err(refused) => {
                 if self.policy.refused.as_ref() != Some(&refused) {
@@ -318,7 +324,15 @@ impl Daemon {
             Err(error) => Some(chain(&error)),
         };
         self.verify();
+        self.end_edges();
         self.reload(cause).await
+    }
+
+    /// The policy without the edges that have ended meanwhile. A pass follows where that makes a difference.
+    fn end_edges(&mut self) -> Option<Cause> {
+        let policy = self.endings.in_force(Timestamp::now());
+        let changed = self.planner.set_rights(self.settings.rights(policy));
+        changed.then_some("an edge ended")
     }
 }
 
