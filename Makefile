@@ -1,10 +1,11 @@
 # What people do with the project. `demo`, `test` and `setup` install Debian packages and make network namespaces: run them as root.
-.PHONY: help setup build demo test faults lint bench
+.PHONY: help setup build demo test faults soak lint bench
 
 help:
 	@echo "make demo    a shop of real servers on a private Docker Engine, without and with Cofferdam"
 	@echo "make test    every test; those that need an engine get a private one"
-	@echo "make faults  faults, races and hostile containers on a private engine, with a leak probe; about 15 minutes"
+	@echo "make faults  of the tests, only faults, races and hostile containers, with a leak probe; about 15 minutes"
+	@echo "make soak    the same again and again, ROUNDS=20 times, until something fails"
 	@echo "make lint    format, clippy and shell syntax"
 	@echo "make bench   the benchmarks"
 	@echo "make setup   what demo and test need of Debian (they call it themselves)"
@@ -25,6 +26,9 @@ test: setup
 
 faults: setup
 	@tests/run faults
+
+soak: setup
+	@for round in $$(seq "$${ROUNDS:-20}"); do echo "round $$round"; tests/run faults || exit 1; done
 
 lint:
 	cargo fmt --check

@@ -315,7 +315,7 @@ fn no_ports_are_all_ports_but_an_empty_list_is_not() {
 }
 
 #[rstest]
-#[case(json!({"default": "deny", "audit": {"all": true}}), "audit")]
+#[case(json!({"default": "deny", "audit": {"some": true}}), "audit")]
 #[case(
     json!({"default": "deny", "allow": [{"from": [{"project": "x"}], "to": [{"fqdn": "a.test"}]}]}),
     "fqdn"

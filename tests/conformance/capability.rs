@@ -18,7 +18,7 @@ use Standing::{IfSocketsOpen, Present, ProductLacks, Translated};
 pub(crate) const TABLE: &[(&str, Standing)] = &[
     ("address-control", Present),
     ("anti-spoof", Present),
-    ("audit", ProductLacks),
+    ("audit", Present),
     ("cidr", Present),
     ("cidr-except", Present),
     ("default-allow", Translated),

@@ -57,9 +57,12 @@ impl Translator {
         &mut self,
         policy: &NeutralPolicy,
     ) -> Result<BTreeMap<String, String>, Untranslatable> {
-        if policy.audit.is_some() {
-            return Err(Untranslatable::Lacking("audit"));
-        }
+        // `{all: true}` is the only form that the format describes.
+        let audited = match &policy.audit {
+            None => false,
+            Some(audit) if *audit == json!({"all": true}) => true,
+            Some(_) => return Err(Untranslatable::Lacking("audit")),
+        };
         let mut used = BTreeSet::new();
         let (base_edges, documents) = if is_plain(policy) {
             let mut documents = Vec::new();
@@ -71,7 +74,7 @@ impl Translator {
             (self.graph(policy, &mut used)?, Vec::new())
         };
 
-        let mut base = head();
+        let mut base = head(audited);
         let mut services = Map::from_iter([(EVERYONE.to_owned(), json!({"select": {"name": "*"}}))]);
         let mut externals = Map::new();
         for name in &used {
@@ -94,7 +97,7 @@ impl Translator {
             if edges.is_empty() {
                 continue;
             }
-            let mut document = head();
+            let mut document = head(audited);
             document.insert("allow".to_owned(), Value::Array(edges));
             let name: String = name
                 .chars()
@@ -336,11 +339,15 @@ fn is_plain(policy: &NeutralPolicy) -> bool {
             .all(|document| document.deny.is_empty() && both(&document.allow))
 }
 
-fn head() -> Map<String, Value> {
-    Map::from_iter([
+fn head(audited: bool) -> Map<String, Value> {
+    let mut head = Map::from_iter([
         ("cofferdam".to_owned(), json!(1)),
         ("segment".to_owned(), json!("conformance")),
-    ])
+    ]);
+    if audited {
+        head.insert("mode".to_owned(), json!("audit"));
+    }
+    head
 }
 
 fn render(document: Map<String, Value>) -> String {
