@@ -7,6 +7,7 @@
 //! | [`once`] | one reconcile, and the removal of every trace |
 //! | [`guard`] | closed rules before the engine starts |
 //! | [`executor`] | carrying a plan out, step by step |
+//! | `endings` | ending connections, beside the loop |
 //! | [`drift`] | what others change of ours: noticed, put back, counted |
 //! | [`reader`] | reading engine objects again after events, never two readings of one at once |
 //! | [`source`], [`reload`] | the policy directory, and its changes |
@@ -16,6 +17,7 @@
 
 pub mod control;
 pub mod drift;
+mod endings;
 pub mod executor;
 mod findings;
 pub mod guard;

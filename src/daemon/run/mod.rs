@@ -15,6 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::daemon::control;
 use crate::daemon::drift::{self, Repairs};
+use crate::daemon::endings::{Ended, Endings, Report, host_addresses, permits};
 use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, network_step};
 use crate::daemon::findings::Findings;
 use crate::daemon::lock::Lock;
@@ -25,6 +26,7 @@ use crate::daemon::{Refusal, reload};
 use crate::docker::{Engine, EngineError, EngineEvent, subscribe};
 use crate::fault;
 use crate::inventory::{ContainerId, Endpoint, Lifecycle, Network};
+use crate::kernel::conntrack::Conntrack;
 use crate::kernel::generation::{GenerationEvent, GenerationWatch};
 use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};
@@ -61,6 +63,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             // First what closes again: others may have opened our tables.
             Some(event) = inputs.generations.recv() => daemon.generation(&event),
             Some(event) = inputs.links.recv() => daemon.link_event(event).await,
+            Some(report) = inputs.endings.recv() => daemon.flows_report(report),
             Some(reading) = inputs.readings.recv() => daemon.reading(reading),
             Some(event) = inputs.engine.recv() => daemon.engine_event(event),
             Some(done) = inputs.steps.recv() => daemon.step_done(done),
@@ -83,6 +86,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
 struct Inputs {
     links: mpsc::Receiver<LinkEvent>,
     engine: mpsc::Receiver<EngineEvent>,
+    endings: mpsc::UnboundedReceiver<Report>,
     readings: mpsc::UnboundedReceiver<Finished>,
     steps: mpsc::UnboundedReceiver<StepDone>,
     retries: mpsc::UnboundedReceiver<Retry>,
@@ -108,12 +112,30 @@ enum Retry {
     Step(NetworkStep),
 }
 
-/// The rules could not be changed.
-struct KernelFailure {
+/// Something in the kernel could not be changed.
+struct Failure {
     reason: String,
+    /// How often in a row.
     attempts: u32,
-    /// Nothing is tried before, so that a hanging nft does not hang every pass.
+    /// It is not tried before, so that a hanging nft does not hang every pass.
     retry_at: Instant,
+}
+
+impl Failure {
+    /// One more after those before, if any.
+    fn after(before: Option<&Self>, what: &str, error: &dyn std::error::Error) -> Self {
+        let attempts = before.map_or(0, |it| it.attempts) + 1;
+        Self {
+            reason: format!("{what}: {}", chain(error)),
+            attempts,
+            retry_at: Instant::now() + pause(attempts),
+        }
+    }
+
+    /// Whether it is too early to try again.
+    fn is_fresh(&self) -> bool {
+        Instant::now() < self.retry_at
+    }
 }
 
 /// What does not fit although nothing is going on any more: an event was lost.
@@ -139,8 +161,11 @@ struct Daemon {
     /// Whether the engine was listed at least once: before that, rules of an earlier run are left alone.
     listed: bool,
     exhausted: Option<PoolExhausted>,
-    /// The rules could not be changed: why, how often in a row, and until when nft is left alone.
-    kernel_failure: Option<KernelFailure>,
+    endings: Endings,
+    /// The rules could not be changed: until then nft is left alone.
+    kernel_failure: Option<Failure>,
+    /// Connections could not be ended: their addresses stay closed.
+    flows_failure: Option<Failure>,
     repairs: Repairs,
     /// br_netfilter is not there any more.
     without_bridge_netfilter: Option<String>,
@@ -169,6 +194,9 @@ impl Daemon {
         fault::point("after-lock");
         bridge_netfilter::ensure().await?;
         let kernel = Kernel::open()?;
+        let conntrack = Conntrack::open().map_err(Refusal::kernel)?;
+        let (endings, ending_reports) = Endings::start(conntrack)
+            .map_err(|error| Refusal::system("start the thread that ends connections", error))?;
         // One that cannot be reached is waited for, in the loop.
         if let Err(error @ EngineError::TooOld { .. }) = Engine::connect(&settings.docker_socket).await {
             return Err(error.into());
@@ -201,6 +229,7 @@ impl Daemon {
         let inputs = Inputs {
             links,
             engine: subscribe(settings.docker_socket.clone()),
+            endings: ending_reports,
             readings,
             steps,
             retries,
@@ -220,7 +249,9 @@ impl Daemon {
             held_back: Vec::new(),
             listed: false,
             exhausted: None,
+            endings,
             kernel_failure: None,
+            flows_failure: None,
             repairs: Repairs::default(),
             without_bridge_netfilter: None,
             step_failures: BTreeMap::new(),
@@ -250,6 +281,8 @@ impl Daemon {
         loop {
             let cause = if let Ok(event) = inputs.links.try_recv() {
                 self.link_event(event).await
+            } else if let Ok(report) = inputs.endings.try_recv() {
+                self.flows_report(report)
             } else if let Ok(reading) = inputs.readings.try_recv() {
                 self.reading(reading)
             } else if let Ok(event) = inputs.engine.try_recv() {
