@@ -9,8 +9,9 @@ use std::net::IpAddr;
 use std::sync::mpsc as blocking;
 use std::thread;
 
+use rustix::process::setpriority_process;
 use tokio::sync::mpsc;
-use tracing::error;
+use tracing::{debug, error};
 
 use crate::fault;
 use crate::kernel::conntrack::{Conntrack, ConntrackError, Flow};
@@ -51,9 +52,13 @@ impl Endings {
     pub(super) fn start(conntrack: Conntrack) -> io::Result<(Self, mpsc::UnboundedReceiver<Report>)> {
         let (sender, endings) = blocking::channel();
         let (reports_sender, reports) = mpsc::unbounded_channel();
-        thread::Builder::new()
-            .name("endings".to_owned())
-            .spawn(move || work(conntrack, &endings, &reports_sender))?;
+        thread::Builder::new().name("endings".to_owned()).spawn(move || {
+            // Nobody waits for it: a walk over everything that is tracked is not worth the daemon's own priority.
+            if let Err(error) = setpriority_process(None, 0) {
+                debug!(%error, "connections are ended at the daemon's priority");
+            }
+            work(conntrack, &endings, &reports_sender);
+        })?;
         Ok((Self { sender }, reports))
     }
 

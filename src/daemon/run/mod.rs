@@ -4,6 +4,7 @@ mod pass;
 mod seen;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::ready;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +46,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// How long after a pass it is first looked whether kernel and engine still fit, and the longest pause between such looks.
 const DOUBT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
 
+/// While there is always something to do, the status is published this often.
+const UNPUBLISHED: Duration = Duration::from_millis(200);
+
 /// Why a pass runs, for the log: the first cause that came since the last pass.
 type Cause = &'static str;
 
@@ -71,6 +75,10 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             Some(()) = inputs.policy.recv() => daemon.reload("policy changed").await,
             _ = inputs.hangup.recv() => daemon.reload("SIGHUP").await,
             _ = inputs.tick.tick() => daemon.resync("slow timer").await,
+            () = ready(()), if daemon.unpublished => {
+                daemon.publish();
+                None
+            }
         };
         // Whatever else is waiting belongs to the same pass; a listing, an attachment or a start makes many events.
         let cause = cause.or(daemon.drain(&mut inputs).await);
@@ -180,6 +188,9 @@ struct Daemon {
     passes: Passes,
     policy: PolicyStatus,
     findings: Findings,
+    /// Whether a pass was made since the status was published, and when that was.
+    unpublished: bool,
+    published: Instant,
     status: watch::Sender<Arc<Status>>,
     steps: mpsc::UnboundedSender<StepDone>,
     retries: mpsc::UnboundedSender<Retry>,
@@ -262,6 +273,8 @@ impl Daemon {
             passes: Passes::default(),
             policy: PolicyStatus::default(),
             findings: Findings::default(),
+            unpublished: false,
+            published: Instant::now(),
             status,
             steps: steps_sender,
             retries: retries_sender,

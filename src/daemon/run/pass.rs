@@ -130,7 +130,8 @@ impl Daemon {
         }
         self.end_flows();
         for network in self.planner.unconfirmed() {
-            self.read(Object::Network(network));
+            self.reader
+                .confirm(Object::Network(network), self.planner.moment());
         }
         self.look_later();
         let wanted = |subject: &Subject| plan.networks.iter().any(|step| step.subject() == *subject);
@@ -141,8 +142,11 @@ impl Daemon {
         self.passes.last_cause = cause.to_owned();
         self.passes.last_elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.findings.observe(&self.planner);
-        fault::point("before-publish");
-        self.publish();
+        // The next pass does not wait for the status of this one, for a moment.
+        self.unpublished = true;
+        if self.published.elapsed() > UNPUBLISHED {
+            self.publish();
+        }
     }
 
     pub(super) async fn change_kernel(&mut self, cause: Cause, plan: &Plan, started: Instant) {
@@ -274,7 +278,10 @@ impl Daemon {
         );
     }
 
-    pub(super) fn publish(&self) {
+    pub(super) fn publish(&mut self) {
+        fault::point("before-publish");
+        self.unpublished = false;
+        self.published = Instant::now();
         let mut status = Status::starting();
         status.observe(&self.planner);
         status.policy = self.policy.clone();
