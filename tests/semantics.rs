@@ -179,7 +179,7 @@ impl Drafted {
     }
 
     fn check(&self, packets: impl IntoIterator<Item = (End, End, Traffic)>) -> Result<(), TestCaseError> {
-        let elements = self.planner.ledger().elements();
+        let elements = self.planner.ledger().elements(&BTreeSet::new());
         let ruleset = &self.planner.structure().ruleset;
         let wire = Wire {
             kernel: Kernel {
@@ -292,7 +292,10 @@ proptest! {
         let mut planner = planner(loaded.policy, &containers, Unmanaged::Allow);
         let plan = planner.plan();
         planner.kernel_applied();
-        planner.flows_ended();
+        let ending = planner.start_ending(BTreeSet::new);
+        prop_assert!(planner.is_ending());
+        ending.iter().for_each(|ending| planner.flows_ended(ending.number));
+        prop_assert!(!planner.is_ending());
         plan.links.iter().for_each(|step| planner.link_applied(*step));
         plan.networks.iter().for_each(|step| planner.network_step_started(step));
         let second = planner.plan();

@@ -3,13 +3,22 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use rustix::process::setpriority_process;
+use tracing::debug;
 use tracing_subscriber::EnvFilter;
 
 use super::{SettingsArgs, block_on};
 use crate::daemon::{self, Refusal};
 
+/// What each container waits for at its start is done before the work of what is running already.
+const NICENESS: i32 = -10;
+
 pub(super) fn run(args: SettingsArgs) -> Result<ExitCode, Refusal> {
     start_log();
+    // Of this thread alone, and every thread and process that it starts inherits it: there is no other thread yet.
+    if let Err(error) = setpriority_process(None, NICENESS) {
+        debug!(%error, "the daemon runs at the priority that it was given");
+    }
     let settings = args.load()?;
     block_on(daemon::run::run(settings))?;
     Ok(ExitCode::SUCCESS)

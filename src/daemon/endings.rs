@@ -1,111 +1,167 @@
-//! Edges with an end. The kernel's own rules let nothing new through from that second on; here the edge leaves the policy, so
-//! that its open connections end too, and a day before that it is announced.
+//! Ends connections beside the loop. A listing of what the kernel tracks takes 20 ms and more, and much more on a busy
+//! machine: a thread with a socket of its own makes one for all that waits.
+//!
+//! In: [`Ending`]s, in the order of their numbers. Out: [`Report`]s.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::io;
+use std::net::IpAddr;
+use std::sync::mpsc as blocking;
+use std::thread;
 
-use jiff::{SignedDuration, Timestamp};
-use tracing::{info, warn};
+use rustix::process::setpriority_process;
+use tokio::sync::mpsc;
+use tracing::{debug, error};
 
-use crate::policy::{Edge, Policy};
+use crate::fault;
+use crate::kernel::conntrack::{Conntrack, ConntrackError, Flow};
+use crate::net::{Traffic, Transport};
+use crate::plan::flows::{Ending, OpenFlow, Sweep};
 
-/// How long before its end an edge is announced.
-const NOTICE: SignedDuration = SignedDuration::from_hours(24);
-/// The clock may be set: nobody sleeps longer than this.
-const LONGEST: Duration = Duration::from_secs(3600);
+/// What the thread has to say.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// What the policy did not permit when the task was made. By now it may be a new container's: the loop answers with those
+    /// that are to end.
+    Suspects(Vec<Flow>, blocking::Sender<Vec<Flow>>),
+    /// All endings up to this one are over.
+    Over {
+        through: u64,
+        result: Result<Ended, ConntrackError>,
+    },
+}
 
-/// The accepted policy whole, with the edges that have ended and those that will.
-#[derive(Debug, Default)]
+/// What was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub(super) flows: usize,
+    /// Released addresses.
+    pub(super) addresses: usize,
+    /// Whether open connections were held against the policy.
+    pub(super) swept: bool,
+}
+
+/// Hands endings to the thread, which ends with it.
+#[derive(Debug)]
 pub(super) struct Endings {
-    policy: Policy,
-    announced: BTreeSet<Edge>,
-    ended: BTreeSet<Edge>,
+    sender: blocking::Sender<Ending>,
 }
 
 impl Endings {
-    /// Takes a policy that was accepted.
-    pub(super) fn set(&mut self, policy: Policy) {
-        self.announced.retain(|edge| policy.edges.contains(edge));
-        self.ended.retain(|edge| policy.edges.contains(edge));
-        self.policy = policy;
-    }
-
-    /// The policy as it is now. Says once of each edge that it ends within a day, and that it has ended.
-    pub(super) fn in_force(&mut self, now: Timestamp) -> Policy {
-        for edge in &self.policy.edges {
-            let Some(until) = edge.until else { continue };
-            let (from, to, declared) = (&edge.from, &edge.to, &edge.location);
-            if until <= now {
-                if self.ended.insert(edge.clone()) {
-                    info!(%from, %to, %until, %declared, "an edge has ended");
-                }
-            } else if is_soon(until, now) && self.announced.insert(edge.clone()) {
-                let why = edge.why.as_deref();
-                warn!(%from, %to, %until, %declared, why, "an edge ends within a day");
+    /// Starts the thread; its reports come out of the receiver.
+    pub(super) fn start(conntrack: Conntrack) -> io::Result<(Self, mpsc::UnboundedReceiver<Report>)> {
+        let (sender, endings) = blocking::channel();
+        let (reports_sender, reports) = mpsc::unbounded_channel();
+        thread::Builder::new().name("endings".to_owned()).spawn(move || {
+            // Nobody waits for it: a walk over everything that is tracked is not worth the daemon's own priority.
+            if let Err(error) = setpriority_process(None, 0) {
+                debug!(%error, "connections are ended at the daemon's priority");
             }
+            work(conntrack, &endings, &reports_sender);
+        })?;
+        Ok((Self { sender }, reports))
+    }
+
+    /// Has these connections ended. The report comes later.
+    pub(super) fn end(&self, ending: Ending) {
+        // The thread ends only with the daemon.
+        let _ = self.sender.send(ending);
+    }
+}
+
+fn work(
+    mut conntrack: Conntrack,
+    endings: &blocking::Receiver<Ending>,
+    reports: &mpsc::UnboundedSender<Report>,
+) {
+    while let Ok(first) = endings.recv() {
+        let ending = endings.try_iter().fold(first, together);
+        let still = |suspects| {
+            let (sender, answer) = blocking::channel();
+            let _ = reports.send(Report::Suspects(suspects, sender));
+            // Without an answer the daemon is ending: the rules stand, and the next start sweeps.
+            answer.recv().unwrap_or_default()
+        };
+        let result = end(&mut conntrack, &ending, still);
+        let over = Report::Over {
+            through: ending.number,
+            result,
+        };
+        if reports.send(over).is_err() {
+            return;
         }
-        self.policy.at(now)
-    }
-
-    /// How long to wait until there is something to say or to end.
-    pub(super) fn next(&self, now: Timestamp) -> Duration {
-        let ends = self.policy.edges.iter().filter_map(|edge| edge.until);
-        let moments = ends.flat_map(|until| [until, until.saturating_sub(NOTICE).unwrap_or(until)]);
-        let next = moments.filter(|moment| now < *moment).min();
-        let wait = next.and_then(|moment| Duration::try_from(moment.duration_since(now)).ok());
-        wait.map_or(LONGEST, |wait| wait.min(LONGEST))
     }
 }
 
-/// Whether an edge that ends then is to be announced.
-fn is_soon(until: Timestamp, now: Timestamp) -> bool {
-    now < until && until.duration_since(now) <= NOTICE
+/// Both as one: all addresses, and the later one's idea of what is permitted.
+fn together(mut earlier: Ending, mut later: Ending) -> Ending {
+    later.released.append(&mut earlier.released);
+    later.sweep = later.sweep.or(earlier.sweep);
+    later
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::policy::{SourceFile, load};
-
-    fn policy(edges: &str) -> Policy {
-        let text = format!(
-            "cofferdam: 1\nsegment: s\nservices:\n  aa: {{ select: {{ name: aa }} }}\n  bb: {{ select: {{ name: bb }} }}\nallow:\n{edges}"
-        );
-        let files = [SourceFile {
-            path: "s.yaml".to_owned(),
-            bytes: text.into(),
-        }];
-        load(&files).unwrap().policy
+/// Ends these connections with one listing. Of what the policy does not permit, those that `still` returns.
+///
+/// # Errors
+/// When the connections cannot be listed, or one cannot be ended; the others are.
+pub(super) fn end(
+    conntrack: &mut Conntrack,
+    ending: &Ending,
+    still: impl FnOnce(Vec<Flow>) -> Vec<Flow>,
+) -> Result<Ended, ConntrackError> {
+    let flows = conntrack.flows()?.into_iter();
+    let (mut ends, others): (Vec<Flow>, Vec<Flow>) = flows.partition(|flow| {
+        flow.ends()
+            .iter()
+            .any(|address| ending.released.contains(address))
+    });
+    if let Some(sweep) = &ending.sweep {
+        let suspects: Vec<Flow> = others.into_iter().filter(|flow| !permits(sweep, flow)).collect();
+        if !suspects.is_empty() {
+            ends.extend(still(suspects));
+        }
     }
-
-    fn at(text: &str) -> Timestamp {
-        text.parse().unwrap()
+    let flows = conntrack.delete_all(&ends)?;
+    if !ending.released.is_empty() {
+        fault::point("released-ended");
     }
+    Ok(Ended {
+        flows,
+        addresses: ending.released.len(),
+        swept: ending.sweep.is_some(),
+    })
+}
 
-    #[test]
-    fn an_edge_is_announced_a_day_before_and_gone_at_its_second() {
-        let mut endings = Endings::default();
-        endings.set(policy(
-            "  - { from: aa, to: bb, ports: [80] }\n  - { from: aa, to: bb, ports: [81], until: 2026-12-02T00:00:00Z }\n",
-        ));
-        assert_eq!(endings.next(at("2026-11-30T23:59:00Z")), Duration::from_secs(60));
-        assert_eq!(endings.in_force(at("2026-11-30T23:59:00Z")).edges.len(), 2);
-        assert!(endings.announced.is_empty());
-        assert_eq!(endings.in_force(at("2026-12-01T00:00:00Z")).edges.len(), 2);
-        assert_eq!(endings.announced.len(), 1);
-        assert_eq!(
-            endings.next(at("2026-12-01T00:00:00Z")),
-            LONGEST,
-            "the clock may be set"
-        );
-        assert_eq!(
-            endings.next(at("2026-12-01T23:59:59.5Z")),
-            Duration::from_millis(500)
-        );
-        assert_eq!(endings.in_force(at("2026-12-01T23:59:59.999Z")).edges.len(), 2);
-        assert_eq!(endings.in_force(at("2026-12-02T00:00:00Z")).edges.len(), 1);
-        assert_eq!(endings.next(at("2026-12-02T00:00:00Z")), LONGEST);
-        // A clock that goes back opens it again: it says what time it is.
-        assert_eq!(endings.in_force(at("2026-12-01T12:00:00Z")).edges.len(), 2);
-    }
+/// Whether the policy permits the connection.
+pub(super) fn permits(sweep: &Sweep, flow: &Flow) -> bool {
+    let port = flow.server_port().unwrap_or_default();
+    let traffic = match (flow.protocol, flow.icmp_type()) {
+        (_, Some(kind)) => Traffic::Icmp(kind),
+        (6, _) => Traffic::Port(Transport::Tcp, port),
+        (17, _) => Traffic::Port(Transport::Udp, port),
+        (132, _) => Traffic::Port(Transport::Sctp, port),
+        (other, _) => Traffic::Other(other),
+    };
+    sweep.permits(OpenFlow {
+        client: flow.client(),
+        server: flow.server(),
+        traffic,
+    })
+}
+
+/// The host's own addresses, all interfaces'.
+pub(super) fn host_addresses() -> BTreeSet<IpAddr> {
+    let interfaces = match nix::ifaddrs::getifaddrs() {
+        Ok(interfaces) => interfaces,
+        Err(error) => {
+            error!(%error, "the host's own addresses cannot be listed: its connections count as the world's");
+            return BTreeSet::new();
+        }
+    };
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
+    };
+    interfaces.filter_map(address).collect()
 }

@@ -1,26 +1,24 @@
 //! Carries a plan out. Every decision was taken in the plan: here is only a `match`, and what went wrong.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::Refusal;
+use super::endings::{self, host_addresses};
 use crate::docker::{Attachment, Engine, NetworkError, NetworkRequest};
 use crate::fault;
 use crate::inventory::{MANAGED_LABEL, Network, NetworkKind, SERVICE_LABEL};
-use crate::kernel::conntrack::{Conntrack, ConntrackError, Flow};
+use crate::kernel::conntrack::{Conntrack, ConntrackError};
 use crate::kernel::elements::{Elements, ElementsError, StructureDigest};
 use crate::kernel::generation::Generation;
 use crate::kernel::links::{LinkError, Links, NetfilterCalls};
 use crate::kernel::neighbour::{AdvertisementError, Advertisements, insert_advertisement_rules};
 use crate::kernel::nft::{Nft, NftError};
-use crate::net::{Traffic, Transport};
 use crate::plan::check;
-use crate::plan::flows::{Addresses, OpenFlow, may_go_on};
 use crate::plan::networks::NetworkStep;
 use crate::plan::ruleset::{ChainName, ElementAction, ElementChange, Hook, Ruleset, SetRef, TableFamily};
 use crate::plan::{KernelStep, LinkStep, Plan, Planner};
@@ -47,8 +45,6 @@ pub enum KernelError {
     Elements(#[from] ElementsError),
     #[error(transparent)]
     Advertisements(#[from] AdvertisementError),
-    #[error(transparent)]
-    Conntrack(#[from] ConntrackError),
     #[error("a structure that must not be loaded was made, and refused: {0}")]
     Unsound(String),
     #[error("chain {chain} of table {} cofferdam is not hooked as it was declared", family.as_str())]
@@ -64,7 +60,7 @@ impl KernelError {
             Self::Elements(error) => {
                 matches!(error.errno(), Some(Errno::ENFILE | Errno::ENOSPC | Errno::ENOMEM))
             }
-            Self::Conntrack(_) | Self::Unsound(_) => true,
+            Self::Unsound(_) => true,
             Self::Advertisements(_) | Self::NotHooked { .. } => false,
         }
     }
@@ -73,7 +69,6 @@ impl KernelError {
 /// What a pass did, for the log.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
-    pub flows_ended: usize,
     /// The steps on bridges and ports that succeeded.
     pub links: Vec<LinkStep>,
 }
@@ -164,11 +159,12 @@ impl Kernel {
         self.nft.apply(&[crate::plan::ruleset::Step::DeleteTables]).await
     }
 
-    /// Rules, then open connections, then bridges and ports. What fails stays in the planner and comes again; where the
-    /// kernel may hold something else than the planner was told, it is told so, and its next plan replaces everything.
+    /// Rules, then bridges and ports. What fails stays in the planner and comes again; where the kernel may hold something
+    /// else than the planner was told, it is told so, and its next plan replaces everything. Open connections are not ended
+    /// here: see [`Planner::start_ending`].
     ///
     /// # Errors
-    /// When rules or connections could not be changed; bridges and ports are only warned about, since a frame that
+    /// When rules could not be changed; bridges and ports are only warned about, since a frame that
     /// misses `inet forward` is dropped by `bridge sealed`.
     pub async fn carry_out(&mut self, plan: &Plan, planner: &mut Planner) -> Result<Outcome, KernelError> {
         let result = self.try_to_carry_out(plan, planner).await;
@@ -185,13 +181,15 @@ impl Kernel {
         {
             return Err(KernelError::Unsound(fault));
         }
-        let mut outcome = Outcome {
-            flows_ended: self.close(plan, planner)?,
-            links: Vec::new(),
-        };
+        self.close(plan, planner)?;
         match &plan.kernel {
             KernelStep::Nothing => {}
-            KernelStep::Elements(changes) => self.commit(changes, planner)?,
+            KernelStep::Elements(changes) => {
+                self.commit(changes, planner)?;
+                if !plan.released.is_empty() {
+                    fault::point("ended-committed");
+                }
+            }
             KernelStep::Structure(steps) => {
                 self.nft.apply(steps).await?;
                 fault::point("structure-changed");
@@ -209,19 +207,11 @@ impl Kernel {
                 self.verify_hooked(&planner.structure().ruleset)?;
                 self.left = Some(self.elements.structure()?);
                 self.replaced_after = Some(last);
-                // The elements of released addresses stood until now, and may have let new connections in.
-                outcome.flows_ended += self.end_released(plan)?;
             }
         }
         fault::point("kernel-changed");
         planner.kernel_applied();
-        if plan.sweep {
-            let addresses = planner.addresses(host_addresses());
-            let ends = |flow: &Flow| ends(flow, planner, &addresses);
-            outcome.flows_ended += self.end_flows(ends)?;
-        }
-        planner.flows_ended();
-        fault::point("flows-swept");
+        let mut outcome = Outcome::default();
         for step in &plan.links {
             match self.link_step(*step).await {
                 Ok(()) => {
@@ -237,25 +227,35 @@ impl Kernel {
         Ok(outcome)
     }
 
-    /// The part of a plan that needs no nft and opens nothing: elements of released addresses, then their connections.
-    /// Returns how many were ended; the addresses stay released in the planner.
+    /// The part of a plan that needs no nft and opens nothing: elements of released addresses.
     ///
     /// # Errors
-    /// When an element could not be deleted or a connection not be ended.
-    pub fn close(&mut self, plan: &Plan, planner: &mut Planner) -> Result<usize, KernelError> {
+    /// When an element could not be deleted.
+    pub fn close(&mut self, plan: &Plan, planner: &mut Planner) -> Result<(), KernelError> {
+        if plan.ended.is_empty() {
+            return Ok(());
+        }
         self.elements.commit(&plan.ended)?;
         fault::point("ended-committed");
         planner.deletions_applied(&plan.ended);
-        let ended = self.end_released(plan)?;
-        fault::point("released-ended");
-        Ok(ended)
+        Ok(())
     }
 
-    fn end_released(&mut self, plan: &Plan) -> Result<usize, ConntrackError> {
-        if plan.released.is_empty() {
+    /// Ends the connections that are to end, here and now. Returns how many. For runs without a loop.
+    ///
+    /// # Errors
+    /// When a connection could not be ended.
+    pub fn end_flows(&mut self, planner: &mut Planner) -> Result<usize, ConntrackError> {
+        let Some(ending) = planner.start_ending(host_addresses) else {
             return Ok(0);
+        };
+        let ended =
+            tokio::task::block_in_place(|| endings::end(&mut self.conntrack, &ending, |suspects| suspects))?;
+        planner.flows_ended(ending.number);
+        if ended.swept {
+            fault::point("flows-swept");
         }
-        self.end_flows(|flow| plan.released.iter().any(|address| flow.involves(*address)))
+        Ok(ended.flows)
     }
 
     /// All changes in one transaction; what closes is not held up by what cannot open.
@@ -289,18 +289,6 @@ impl Kernel {
         Ok(())
     }
 
-    fn end_flows(&mut self, ends: impl Fn(&Flow) -> bool) -> Result<usize, ConntrackError> {
-        tokio::task::block_in_place(|| {
-            let flows: Vec<Flow> = self
-                .conntrack
-                .flows()?
-                .into_iter()
-                .filter(|flow| ends(flow))
-                .collect();
-            self.conntrack.delete_all(&flows)
-        })
-    }
-
     async fn link_step(&self, step: LinkStep) -> Result<(), LinkError> {
         match step {
             LinkStep::NetfilterCalls { bridge } => {
@@ -327,41 +315,6 @@ fn base_chains(ruleset: &Ruleset) -> impl Iterator<Item = (TableFamily, &ChainNa
             .iter()
             .filter_map(|(name, chain)| Some((*family, name, chain.hook?)))
     })
-}
-
-/// Whether the policy no longer permits the connection.
-fn ends(flow: &Flow, planner: &Planner, addresses: &Addresses<'_>) -> bool {
-    let port = flow.server_port().unwrap_or_default();
-    let traffic = match (flow.protocol, flow.icmp_type()) {
-        (_, Some(kind)) => Traffic::Icmp(kind),
-        (6, _) => Traffic::Port(Transport::Tcp, port),
-        (17, _) => Traffic::Port(Transport::Udp, port),
-        (132, _) => Traffic::Port(Transport::Sctp, port),
-        (other, _) => Traffic::Other(other),
-    };
-    let open = OpenFlow {
-        client: flow.client(),
-        server: flow.server(),
-        traffic,
-    };
-    !may_go_on(planner.rights(), addresses, open)
-}
-
-/// The host's own addresses, all interfaces'.
-fn host_addresses() -> BTreeSet<IpAddr> {
-    let interfaces = match nix::ifaddrs::getifaddrs() {
-        Ok(interfaces) => interfaces,
-        Err(error) => {
-            error!(%error, "the host's own addresses cannot be listed: its connections count as the world's");
-            return BTreeSet::new();
-        }
-    };
-    let address = |interface: nix::ifaddrs::InterfaceAddress| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
-    };
-    interfaces.filter_map(address).collect()
 }
 
 /// Longer than any single request may take: an answer that begins and never ends is given up here.

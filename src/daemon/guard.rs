@@ -58,6 +58,9 @@ pub async fn guard(settings: &Settings) -> Result<Guard, Refusal> {
         .carry_out(&plan, &mut planner)
         .await
         .map_err(|error| Refusal::system("load the rules", error))?;
+    kernel
+        .end_flows(&mut planner)
+        .map_err(|error| Refusal::system("end open connections", error))?;
     info!(revision, "the guard stands");
     Ok(Guard::Loaded { revision })
 }

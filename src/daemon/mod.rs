@@ -7,6 +7,8 @@
 //! | [`once`] | one reconcile, and the removal of every trace |
 //! | [`guard`] | closed rules before the engine starts |
 //! | [`executor`] | carrying a plan out, step by step |
+//! | `endings` | ending connections, beside the loop |
+//! | `expiry` | edges with an end |
 //! | [`drift`] | what others change of ours: noticed, put back, counted |
 //! | [`reader`] | reading engine objects again after events, never two readings of one at once |
 //! | [`source`], [`reload`] | the policy directory, and its changes |
@@ -18,6 +20,7 @@ pub mod control;
 pub mod drift;
 mod endings;
 pub mod executor;
+mod expiry;
 mod findings;
 pub mod guard;
 pub mod lock;

@@ -62,10 +62,13 @@ pub async fn apply(settings: &Settings) -> Result<Applied, Refusal> {
         if plan.is_empty() {
             return Ok(applied);
         }
-        let outcome = kernel.carry_out(&plan, &mut planner).await;
-        applied.flows_ended += outcome
-            .map_err(|error| Refusal::system("change the kernel's rules", error))?
-            .flows_ended;
+        kernel
+            .carry_out(&plan, &mut planner)
+            .await
+            .map_err(|error| Refusal::system("change the kernel's rules", error))?;
+        applied.flows_ended += kernel
+            .end_flows(&mut planner)
+            .map_err(|error| Refusal::system("end open connections", error))?;
         if !engine_calls(&engine, &plan, &mut applied).await {
             return Ok(applied);
         }

@@ -1,5 +1,6 @@
 //! Reads engine objects again after events. One reading of an object at a time: an event that comes during a reading makes
-//! another one follow, and only the last is used, so that an old reading never overwrites a newer one.
+//! another one follow, and only the last is used, so that an old reading never overwrites a newer one. A network's is used
+//! all the same: while many containers start, there is always a newer event, and what the reading says of the others counts.
 //!
 //! Every reading ends: after [`PATIENCE`] it has failed. When the engine is lost, the readings under way are given up, so
 //! that none of them keeps the next connection's waiting.
@@ -111,9 +112,14 @@ impl Reader {
         !self.reading.is_empty()
     }
 
+    /// Whether this is being read.
+    pub fn is_reading(&self, object: &Object) -> bool {
+        self.reading.contains_key(object)
+    }
+
     /// Whether a full listing is under way.
     pub fn is_listing(&self) -> bool {
-        self.reading.contains_key(&Object::Everything)
+        self.is_reading(&Object::Everything)
     }
 
     /// How long the longest full listing under way has kept us waiting, where that is unusual.
@@ -151,6 +157,13 @@ impl Reader {
         self.reading.insert(object, reading);
     }
 
+    /// Reads an object unless a reading is under way that began at this moment or later.
+    pub fn confirm(&mut self, object: Object, moment: Moment) {
+        if self.reading.get(&object).is_none_or(|it| it.moment < moment) {
+            self.read(object, moment);
+        }
+    }
+
     /// Takes a finished reading with the moment at which it began: `None` when it was given up, or when it is out of date
     /// and another is under way.
     pub fn finish(&mut self, finished: Finished, now: Moment) -> Option<(Reading, Moment)> {
@@ -165,8 +178,11 @@ impl Reader {
         let under_way = self.reading.remove(&object)?;
         // After a failure the caller decides when to try again.
         if under_way.again && !matches!(reading, Reading::Failed(..)) {
+            let is_used = matches!(object, Object::Network(_));
             self.read(object, now);
-            return None;
+            if !is_used {
+                return None;
+            }
         }
         Some((reading, under_way.moment))
     }

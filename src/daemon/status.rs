@@ -34,7 +34,8 @@ pub struct Status {
     pub version: String,
     pub state: State,
     pub reasons: Vec<String>,
-    /// Whether everything that was seen is in force: no pass, engine call or reading is under way.
+    /// Whether everything that was seen is in force: no pass, engine call, reading or ending of connections is under
+    /// way.
     pub settled: bool,
     pub engine: Option<String>,
     pub policy: PolicyStatus,
@@ -294,6 +295,7 @@ fn container_status(planner: &Planner, container: &Container) -> ContainerStatus
         .claim(&Owner::Container(container.id.clone()))
         .into_iter()
         .flat_map(|claim| claim.keys())
+        .filter(|element| planner.ledger().is_applied(element))
         .filter_map(|(_, key)| match key {
             Key::Binding4(_, _, address) => Some(IpAddr::V4(*address)),
             Key::Binding6(_, _, address) => Some(IpAddr::V6(*address)),

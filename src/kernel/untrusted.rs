@@ -34,12 +34,11 @@ fn read_payload(payload: &[u8]) -> usize {
     let mut found = attributes(payload).count();
     found += usize::from(elements::parse_counter(payload).is_some());
     found += usize::from(elements::parse_base_chain(payload).is_some());
-    for family in Family::ALL {
-        if let Some(flow) = conntrack::parse_flow(family, payload) {
-            found += 1;
-            let (_client, _server) = (flow.client(), flow.server());
-            let (_port, _kind) = (flow.server_port(), flow.icmp_type());
-        }
+    if let Some(flow) = conntrack::parse_flow(payload) {
+        found += 1;
+        let of_its_family = flow.ends().iter().all(|it| Family::of(*it) == flow.family);
+        assert!(of_its_family, "a flow has addresses of one family");
+        let (_port, _kind) = (flow.server_port(), flow.icmp_type());
     }
     for listed in elements::listed_elements(payload) {
         found += 1;

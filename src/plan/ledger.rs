@@ -1,6 +1,9 @@
 //! Who claims which element. An element that two owners claim with different verdicts is in force for neither, and an address
 //! that is led to different chains has no rights at all, those that only one of its owners claims included: an address that has
 //! passed to another container while the first one's end was missed stays closed until that is known.
+//!
+//! An address can be *withheld*: connections of an earlier owner are still to end. What is in the kernel for it may go, and
+//! nothing is added.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -104,8 +107,9 @@ impl Ledger {
         self.owners.get(owner)
     }
 
-    /// What must change in the kernel, deletions first. A verdict that changes is a deletion and an addition.
-    pub fn changes(&self) -> Vec<ElementChange> {
+    /// What must change in the kernel, deletions first. A verdict that changes is a deletion and an addition. The additions
+    /// of withheld addresses wait.
+    pub fn changes(&self, withheld: &BTreeSet<IpAddr>) -> Vec<ElementChange> {
         let mut deletions = Vec::new();
         let mut additions = Vec::new();
         for element in &self.touched {
@@ -121,7 +125,9 @@ impl Ledger {
             if applied.is_some() {
                 deletions.push(change(ElementAction::Delete));
             }
-            if let Some(verdict) = wanted {
+            if let Some(verdict) = wanted
+                && !is_withheld(element, withheld)
+            {
                 additions.push(change(ElementAction::Add(verdict.clone())));
             }
         }
@@ -129,10 +135,19 @@ impl Ledger {
         deletions
     }
 
-    /// Every element that ought to be in the kernel.
-    pub fn elements(&self) -> Elements {
+    /// The addresses of elements that are in the kernel and must go.
+    pub fn closing(&self) -> BTreeSet<IpAddr> {
+        let closing = self.touched.iter().filter(|element| {
+            let applied = self.applied.get(element);
+            applied.is_some() && self.in_force(element) != applied
+        });
+        closing.filter_map(|(_, key)| key.address()).collect()
+    }
+
+    /// Every element that ought to be in the kernel, but those of withheld addresses.
+    pub fn elements(&self, withheld: &BTreeSet<IpAddr>) -> Elements {
         let mut elements = Elements::new();
-        for element in self.claims.keys() {
+        for element in self.claims.keys().filter(|it| !is_withheld(it, withheld)) {
             if let Some(verdict) = self.in_force(element) {
                 elements
                     .entry(element.0.clone())
@@ -175,14 +190,50 @@ impl Ledger {
         }
     }
 
-    /// Says that the kernel now holds what was wanted.
-    pub fn mark_applied(&mut self) {
+    /// Whether an element is in the kernel as it is wanted.
+    pub fn is_applied(&self, element: &(SetRef, Key)) -> bool {
+        let applied = self.applied.get(element);
+        applied.is_some() && applied == self.in_force(element)
+    }
+
+    /// Says that [`Self::changes`] are in the kernel. What was withheld stays to be added.
+    pub fn mark_applied(&mut self, withheld: &BTreeSet<IpAddr>) {
         for element in std::mem::take(&mut self.touched) {
-            match self.in_force(&element).cloned() {
-                Some(verdict) => self.applied.insert(element, verdict),
-                None => self.applied.remove(&element),
-            };
+            let wanted = self.in_force(&element).cloned();
+            if wanted.as_ref() == self.applied.get(&element) {
+                continue;
+            }
+            match wanted {
+                Some(_) if is_withheld(&element, withheld) => {
+                    self.applied.remove(&element);
+                    self.touched.insert(element);
+                }
+                Some(verdict) => {
+                    self.applied.insert(element, verdict);
+                }
+                None => {
+                    self.applied.remove(&element);
+                }
+            }
         }
+    }
+
+    /// Says that the kernel holds [`Self::elements`] and nothing else. What was withheld is to be added, even where it had
+    /// been there before.
+    pub fn mark_replaced(&mut self, withheld: &BTreeSet<IpAddr>) {
+        let elements = self.elements(withheld).into_iter();
+        self.applied = elements
+            .flat_map(|(set, elements)| {
+                let element = move |(key, verdict)| ((set.clone(), key), verdict);
+                elements.into_iter().map(element)
+            })
+            .collect();
+        self.touched = self
+            .claims
+            .keys()
+            .filter(|it| is_withheld(it, withheld))
+            .cloned()
+            .collect();
     }
 
     /// Elements that several owners claim with different verdicts.
@@ -235,10 +286,16 @@ fn led_to((set, key): &(SetRef, Key)) -> Option<IpAddr> {
     address_of(key).filter(|_| leads)
 }
 
+fn is_withheld((_, key): &(SetRef, Key), withheld: &BTreeSet<IpAddr>) -> bool {
+    key.address().is_some_and(|address| withheld.contains(&address))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::plan::ruleset::SetName;
+
+    const NONE: &BTreeSet<IpAddr> = &BTreeSet::new();
 
     fn owner(name: &str) -> Owner {
         Owner::Container(ContainerId(name.to_owned()))
@@ -257,29 +314,32 @@ mod tests {
     fn an_address_that_two_containers_claim_is_closed_until_one_lets_go() {
         let mut ledger = Ledger::default();
         ledger.set(&owner("old"), claim("10.0.0.2", "in_shop/db"));
-        assert_eq!(ledger.changes().len(), 1);
-        ledger.mark_applied();
-        assert!(ledger.changes().is_empty());
+        assert_eq!(ledger.changes(NONE).len(), 1);
+        ledger.mark_applied(NONE);
+        assert!(ledger.changes(NONE).is_empty());
 
         ledger.set(&owner("new"), claim("10.0.0.2", "in_shop/web"));
         assert!(matches!(
-            ledger.changes()[..],
+            ledger.changes(NONE)[..],
             [ElementChange {
                 action: ElementAction::Delete,
                 ..
             }]
         ));
         assert_eq!(ledger.contested().count(), 1);
-        ledger.mark_applied();
+        ledger.mark_applied(NONE);
 
         ledger.set(&owner("old"), Claim::new());
-        let changes = ledger.changes();
+        let changes = ledger.changes(NONE);
         assert_eq!(
             changes[0].action,
             ElementAction::Add(Some(ChainName::from("in_shop/web")))
         );
-        ledger.mark_applied();
-        assert_eq!(ledger.elements().values().map(BTreeMap::len).sum::<usize>(), 1);
+        ledger.mark_applied(NONE);
+        assert_eq!(
+            ledger.elements(NONE).values().map(BTreeMap::len).sum::<usize>(),
+            1
+        );
     }
 
     #[test]
@@ -294,43 +354,110 @@ mod tests {
         let held = |ledger: &Ledger| ledger.applied().values().map(BTreeMap::len).sum::<usize>();
         let mut ledger = Ledger::default();
         ledger.set(&owner("gone"), calls());
-        ledger.mark_applied();
+        ledger.mark_applied(NONE);
         assert_eq!(held(&ledger), 2);
         // The end of the first was missed; the second, which calls nobody, has its address.
         ledger.set(&owner("new"), claim("10.0.0.2", "in_unmanaged"));
         assert!(
             ledger
-                .changes()
+                .changes(NONE)
                 .iter()
                 .all(|it| it.action == ElementAction::Delete)
         );
-        ledger.mark_applied();
+        ledger.mark_applied(NONE);
         assert_eq!(held(&ledger), 0);
         assert!(ledger.is_contested("10.0.0.2".parse().unwrap()));
         ledger.set(&owner("gone"), Claim::new());
-        ledger.mark_applied();
+        ledger.mark_applied(NONE);
         assert_eq!(held(&ledger), 1);
         // And where it is the second that goes, the first has everything again.
         ledger.set(&owner("gone"), calls());
-        ledger.mark_applied();
+        ledger.mark_applied(NONE);
         ledger.set(&owner("new"), Claim::new());
-        ledger.mark_applied();
+        ledger.mark_applied(NONE);
         assert_eq!(held(&ledger), 2);
-        assert_eq!(ledger.applied(), ledger.elements());
+        assert_eq!(ledger.applied(), ledger.elements(NONE));
     }
 
     #[test]
     fn the_same_claim_twice_changes_nothing() {
         let mut ledger = Ledger::default();
         ledger.set(&owner("a"), claim("10.0.0.2", "in_shop/db"));
-        ledger.mark_applied();
+        ledger.mark_applied(NONE);
         ledger.set(&owner("a"), claim("10.0.0.2", "in_shop/db"));
-        assert!(ledger.changes().is_empty());
+        assert!(ledger.changes(NONE).is_empty());
         ledger.set(&owner("a"), claim("10.0.0.2", "in_shop/web"));
         assert_eq!(
-            ledger.changes().len(),
+            ledger.changes(NONE).len(),
             2,
             "a changed verdict is a deletion and an addition"
         );
+    }
+
+    fn actions(changes: &[ElementChange]) -> Vec<bool> {
+        changes
+            .iter()
+            .map(|it| it.action != ElementAction::Delete)
+            .collect()
+    }
+
+    #[test]
+    fn a_withheld_address_closes_at_once_and_opens_when_it_is_no_longer() {
+        let withheld = BTreeSet::from(["10.0.0.2".parse().unwrap()]);
+        let mut ledger = Ledger::default();
+        ledger.set(&owner("old"), claim("10.0.0.2", "in_shop/db"));
+        ledger.mark_applied(NONE);
+        ledger.set(&owner("old"), Claim::new());
+        ledger.set(&owner("new"), claim("10.0.0.2", "in_shop/web"));
+        ledger.set(&owner("other"), claim("10.0.0.3", "in_shop/web"));
+        let changes = ledger.changes(&withheld);
+        assert_eq!(actions(&changes), [false, true], "{changes:?}");
+        assert_eq!(changes[1].key.address(), "10.0.0.3".parse().ok());
+        assert_eq!(ledger.closing(), withheld);
+        ledger.mark_applied(&withheld);
+        assert!(ledger.closing().is_empty());
+        assert!(ledger.changes(&withheld).is_empty());
+        assert_eq!(
+            ledger.applied(),
+            ledger.elements(&withheld),
+            "the other's alone is there"
+        );
+        assert_eq!(actions(&ledger.changes(NONE)), [true]);
+        ledger.mark_applied(NONE);
+        assert_eq!(ledger.applied(), ledger.elements(NONE));
+    }
+
+    #[test]
+    fn what_stays_as_it_is_stays_while_it_is_withheld() {
+        let withheld = BTreeSet::from(["10.0.0.2".parse().unwrap()]);
+        let mut ledger = Ledger::default();
+        ledger.set(&owner("old"), claim("10.0.0.2", "in_shop/db"));
+        ledger.mark_applied(NONE);
+        ledger.set(&owner("new"), claim("10.0.0.2", "in_shop/db"));
+        ledger.set(&owner("old"), Claim::new());
+        assert!(ledger.changes(&withheld).is_empty());
+        ledger.mark_applied(&withheld);
+        assert_eq!(ledger.applied(), ledger.elements(NONE), "it is not forgotten");
+        ledger.set(&owner("new"), Claim::new());
+        assert_eq!(
+            actions(&ledger.changes(&withheld)),
+            [false],
+            "and it goes with its owner"
+        );
+    }
+
+    #[test]
+    fn tables_that_are_replaced_lack_what_is_withheld_until_it_is_no_longer() {
+        let withheld = BTreeSet::from(["10.0.0.2".parse().unwrap()]);
+        let mut ledger = Ledger::default();
+        ledger.set(&owner("a"), claim("10.0.0.2", "in_shop/db"));
+        ledger.set(&owner("b"), claim("10.0.0.3", "in_shop/web"));
+        ledger.mark_applied(NONE);
+        ledger.mark_replaced(&withheld);
+        assert_eq!(ledger.applied(), ledger.elements(&withheld));
+        assert!(ledger.changes(&withheld).is_empty());
+        assert_eq!(actions(&ledger.changes(NONE)), [true]);
+        ledger.mark_applied(NONE);
+        assert_eq!(ledger.applied(), ledger.elements(NONE));
     }
 }

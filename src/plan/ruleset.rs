@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -160,6 +160,21 @@ pub enum Key {
     Service4(Ipv4Addr, Transport, u16),
     Service6(Ipv6Addr, Transport, u16),
     HostPort(Family, Transport, u16),
+}
+
+impl Key {
+    /// The one address that the element is about.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Ipv4(address) | Self::Binding4(_, _, address) | Self::Service4(address, _, _) => {
+                Some(IpAddr::V4(*address))
+            }
+            Self::Ipv6(address) | Self::Binding6(_, _, address) | Self::Service6(address, _, _) => {
+                Some(IpAddr::V6(*address))
+            }
+            Self::Net(_) | Self::IfName(_) | Self::IfIndex(_) | Self::Mac(_) | Self::HostPort(..) => None,
+        }
+    }
 }
 
 /// One set, across both tables.

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use bollard::errors::Error;
 use bollard::query_parameters::{
     CreateContainerOptions, InspectNetworkOptions, ListContainersOptions, ListNetworksOptions, LogsOptions,
     RemoveContainerOptions,
@@ -653,25 +654,39 @@ pub(crate) async fn clear(lab: &Lab) -> anyhow::Result<()> {
 }
 
 /// Engine 20.10 sometimes keeps the endpoint of a container that was removed during its start: it is disconnected by
-/// force.
+/// force. One that is not even listed goes with a restart of the engine, which forgets the endpoints of containers that do
+/// not run.
 async fn remove_network(lab: &Lab, name: &str) -> anyhow::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    if release_network(lab, name, Duration::from_secs(20)).await.is_ok() {
+        return Ok(());
+    }
+    lab.restart_dockerd().await?;
+    let removed = release_network(lab, name, Duration::from_secs(20)).await;
+    removed
+        .with_context(|| format!("cannot remove the network {name}, not even after a restart of the engine"))
+}
+
+async fn release_network(lab: &Lab, name: &str, patience: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + patience;
     loop {
-        let Err(error) = lab.docker.remove_network(name).await else {
-            return Ok(());
-        };
-        if Instant::now() > deadline {
-            return Err(error).with_context(|| format!("cannot remove the network {name}"));
+        match lab.docker.remove_network(name).await {
+            Ok(()) => return Ok(()),
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => return Ok(()),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => {}
         }
-        let options = None::<InspectNetworkOptions>;
-        let network = lab.docker.inspect_network(name, options).await?;
-        for (id, endpoint) in network.containers.unwrap_or_default() {
-            let container = endpoint.name.unwrap_or(id);
-            let request = json!({"Container": container, "Force": true});
-            lab.docker
-                .disconnect_network(name, serde_json::from_value(request)?)
-                .await
-                .ok();
+        let network = lab
+            .docker
+            .inspect_network(name, None::<InspectNetworkOptions>)
+            .await;
+        let listed = network.ok().and_then(|it| it.containers).unwrap_or_default();
+        for (id, endpoint) in listed {
+            // The engine knows the endpoint of a container that is gone by one of them, and not always by the same.
+            for container in [Some(id), endpoint.name].into_iter().flatten() {
+                let request = json!({"Container": container, "Force": true});
+                let request = serde_json::from_value(request)?;
+                lab.docker.disconnect_network(name, request).await.ok();
+            }
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -20,8 +20,11 @@ const ATTEMPT: Duration = Duration::from_millis(100);
 /// Side by side for each undeclared flow.
 const WORKERS: u32 = 2;
 const PATIENCE: Duration = Duration::from_secs(3600);
-/// Between two exchanges of a declared flow.
+/// Between two exchanges of a flow.
 const PACE: Duration = Duration::from_millis(5);
+/// Between two exchanges of a declared flow of a probe that runs for a given time: many of them start at once then, and what
+/// counts is the first connect. At the other pace 50 probes make 10,000 connections a second.
+const SLOW_PACE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 struct Tally {
@@ -114,6 +117,11 @@ pub(crate) fn run(until: &str, words: &[&str]) -> Result<(), String> {
                 }
             });
             let workers = if flow.declared { 1 } else { WORKERS };
+            let pace = if flow.declared && limit.is_some() {
+                SLOW_PACE
+            } else {
+                PACE
+            };
             for worker in 0..workers {
                 scope.spawn(move || {
                     std::thread::sleep(ATTEMPT / workers * worker);
@@ -121,7 +129,7 @@ pub(crate) fn run(until: &str, words: &[&str]) -> Result<(), String> {
                         let begun = Instant::now();
                         flow.tally
                             .count(flow.target, flow.sign(), &exchange(flow.target, ATTEMPT));
-                        std::thread::sleep(PACE.saturating_sub(begun.elapsed()));
+                        std::thread::sleep(pace.saturating_sub(begun.elapsed()));
                     }
                 });
             }

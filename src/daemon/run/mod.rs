@@ -4,6 +4,7 @@ mod pass;
 mod seen;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::ready;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +17,9 @@ use tracing::{debug, error, info, warn};
 
 use crate::daemon::control;
 use crate::daemon::drift::{self, Repairs};
-use crate::daemon::endings::Endings;
+use crate::daemon::endings::{Ended, Endings, Report, host_addresses, permits};
 use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, network_step};
+use crate::daemon::expiry::Expiry;
 use crate::daemon::findings::Findings;
 use crate::daemon::lock::Lock;
 use crate::daemon::reader::{Finished, Object, Reader, Reading};
@@ -27,6 +29,7 @@ use crate::daemon::{Refusal, reload};
 use crate::docker::{Engine, EngineError, EngineEvent, subscribe};
 use crate::fault;
 use crate::inventory::{ContainerId, Endpoint, Lifecycle, Network};
+use crate::kernel::conntrack::Conntrack;
 use crate::kernel::generation::{GenerationEvent, GenerationWatch};
 use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};
@@ -44,6 +47,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 
 /// How long after a pass it is first looked whether kernel and engine still fit, and the longest pause between such looks.
 const DOUBT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
+
+/// While there is always something to do, the status is published this often.
+const UNPUBLISHED: Duration = Duration::from_millis(200);
 
 /// Why a pass runs, for the log: the first cause that came since the last pass.
 type Cause = &'static str;
@@ -63,14 +69,19 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             // First what closes again: others may have opened our tables.
             Some(event) = inputs.generations.recv() => daemon.generation(&event),
             Some(event) = inputs.links.recv() => daemon.link_event(event).await,
+            Some(report) = inputs.endings.recv() => daemon.flows_report(report),
             Some(reading) = inputs.readings.recv() => daemon.reading(reading),
             Some(event) = inputs.engine.recv() => daemon.engine_event(event),
             Some(done) = inputs.steps.recv() => daemon.step_done(done),
             Some(subject) = inputs.retries.recv() => daemon.retry(&subject),
             Some(()) = inputs.policy.recv() => daemon.reload("policy changed").await,
             _ = inputs.hangup.recv() => daemon.reload("SIGHUP").await,
-            () = sleep(daemon.endings.next(Timestamp::now())) => daemon.end_edges(),
+            () = sleep(daemon.expiry.next(Timestamp::now())) => daemon.end_edges(),
             _ = inputs.tick.tick() => daemon.resync("slow timer").await,
+            () = ready(()), if daemon.unpublished => {
+                daemon.publish();
+                None
+            }
         };
         // Whatever else is waiting belongs to the same pass; a listing, an attachment or a start makes many events.
         let cause = cause.or(daemon.drain(&mut inputs).await);
@@ -86,6 +97,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
 struct Inputs {
     links: mpsc::Receiver<LinkEvent>,
     engine: mpsc::Receiver<EngineEvent>,
+    endings: mpsc::UnboundedReceiver<Report>,
     readings: mpsc::UnboundedReceiver<Finished>,
     steps: mpsc::UnboundedReceiver<StepDone>,
     retries: mpsc::UnboundedReceiver<Retry>,
@@ -111,12 +123,30 @@ enum Retry {
     Step(NetworkStep),
 }
 
-/// The rules could not be changed.
-struct KernelFailure {
+/// Something in the kernel could not be changed.
+struct Failure {
     reason: String,
+    /// How often in a row.
     attempts: u32,
-    /// Nothing is tried before, so that a hanging nft does not hang every pass.
+    /// It is not tried before, so that a hanging nft does not hang every pass.
     retry_at: Instant,
+}
+
+impl Failure {
+    /// One more after those before, if any.
+    fn after(before: Option<&Self>, what: &str, error: &dyn std::error::Error) -> Self {
+        let attempts = before.map_or(0, |it| it.attempts) + 1;
+        Self {
+            reason: format!("{what}: {}", chain(error)),
+            attempts,
+            retry_at: Instant::now() + pause(attempts),
+        }
+    }
+
+    /// Whether it is too early to try again.
+    fn is_fresh(&self) -> bool {
+        Instant::now() < self.retry_at
+    }
 }
 
 /// What does not fit although nothing is going on any more: an event was lost.
@@ -142,8 +172,11 @@ struct Daemon {
     /// Whether the engine was listed at least once: before that, rules of an earlier run are left alone.
     listed: bool,
     exhausted: Option<PoolExhausted>,
-    /// The rules could not be changed: why, how often in a row, and until when nft is left alone.
-    kernel_failure: Option<KernelFailure>,
+    endings: Endings,
+    /// The rules could not be changed: until then nft is left alone.
+    kernel_failure: Option<Failure>,
+    /// Connections could not be ended: their addresses stay closed.
+    flows_failure: Option<Failure>,
     repairs: Repairs,
     /// br_netfilter is not there any more.
     without_bridge_netfilter: Option<String>,
@@ -157,8 +190,11 @@ struct Daemon {
     doubts: Doubts,
     passes: Passes,
     policy: PolicyStatus,
-    endings: Endings,
+    expiry: Expiry,
     findings: Findings,
+    /// Whether a pass was made since the status was published, and when that was.
+    unpublished: bool,
+    published: Instant,
     status: watch::Sender<Arc<Status>>,
     steps: mpsc::UnboundedSender<StepDone>,
     retries: mpsc::UnboundedSender<Retry>,
@@ -173,6 +209,9 @@ impl Daemon {
         fault::point("after-lock");
         bridge_netfilter::ensure().await?;
         let kernel = Kernel::open()?;
+        let conntrack = Conntrack::open().map_err(Refusal::kernel)?;
+        let (endings, ending_reports) = Endings::start(conntrack)
+            .map_err(|error| Refusal::system("start the thread that ends connections", error))?;
         // One that cannot be reached is waited for, in the loop.
         if let Err(error @ EngineError::TooOld { .. }) = Engine::connect(&settings.docker_socket).await {
             return Err(error.into());
@@ -205,6 +244,7 @@ impl Daemon {
         let inputs = Inputs {
             links,
             engine: subscribe(settings.docker_socket.clone()),
+            endings: ending_reports,
             readings,
             steps,
             retries,
@@ -224,7 +264,9 @@ impl Daemon {
             held_back: Vec::new(),
             listed: false,
             exhausted: None,
+            endings,
             kernel_failure: None,
+            flows_failure: None,
             repairs: Repairs::default(),
             without_bridge_netfilter: None,
             step_failures: BTreeMap::new(),
@@ -234,8 +276,10 @@ impl Daemon {
             doubts: Doubts::default(),
             passes: Passes::default(),
             policy: PolicyStatus::default(),
-            endings: Endings::default(),
+            expiry: Expiry::default(),
             findings: Findings::default(),
+            unpublished: false,
+            published: Instant::now(),
             status,
             steps: steps_sender,
             retries: retries_sender,
@@ -255,6 +299,8 @@ impl Daemon {
         loop {
             let cause = if let Ok(event) = inputs.links.try_recv() {
                 self.link_event(event).await
+            } else if let Ok(report) = inputs.endings.try_recv() {
+                self.flows_report(report)
             } else if let Ok(reading) = inputs.readings.try_recv() {
                 self.reading(reading)
             } else if let Ok(event) = inputs.engine.try_recv() {
@@ -293,7 +339,7 @@ impl Daemon {
                 let (services, edges) = (loaded.policy.services.len(), loaded.policy.edges.len());
                 info!(revision, services, edges, "policy accepted");
                 self.policy.revision = Some(revision);
-                self.endings.set(loaded.policy);
+                self.expiry.set(loaded.policy);
                 self.end_edges();
             }
             Err(refused) => {
@@ -330,7 +376,7 @@ impl Daemon {
 
     /// The policy without the edges that have ended meanwhile. A pass follows where that makes a difference.
     fn end_edges(&mut self) -> Option<Cause> {
-        let policy = self.endings.in_force(Timestamp::now());
+        let policy = self.expiry.in_force(Timestamp::now());
         let changed = self.planner.set_rights(self.settings.rights(policy));
         changed.then_some("an edge ended")
     }

@@ -128,8 +128,10 @@ impl Daemon {
             // What could not be done is not wanted any more.
             self.kernel_failure = None;
         }
+        self.end_flows();
         for network in self.planner.unconfirmed() {
-            self.read(Object::Network(network));
+            self.reader
+                .confirm(Object::Network(network), self.planner.moment());
         }
         self.look_later();
         let wanted = |subject: &Subject| plan.networks.iter().any(|step| step.subject() == *subject);
@@ -140,13 +142,16 @@ impl Daemon {
         self.passes.last_cause = cause.to_owned();
         self.passes.last_elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.findings.observe(&self.planner);
-        fault::point("before-publish");
-        self.publish();
+        // The next pass does not wait for the status of this one, for a moment.
+        self.unpublished = true;
+        if self.published.elapsed() > UNPUBLISHED {
+            self.publish();
+        }
     }
 
     pub(super) async fn change_kernel(&mut self, cause: Cause, plan: &Plan, started: Instant) {
         let needs_nft = matches!(plan.kernel, KernelStep::Structure(_) | KernelStep::Replace(_));
-        let waiting = |failure: &KernelFailure| needs_nft && Instant::now() < failure.retry_at;
+        let waiting = |failure: &Failure| needs_nft && failure.is_fresh();
         let result = if self.kernel_failure.as_ref().is_some_and(waiting) {
             self.kernel.close(plan, &mut self.planner).map(|_| None)
         } else {
@@ -157,17 +162,67 @@ impl Daemon {
             Ok(Some(outcome)) => {
                 self.kernel_failure = None;
                 self.repairs.pass_done(&outcome.links);
-                self.log_pass(cause, plan, outcome.flows_ended, started);
+                self.log_pass(cause, plan, started);
             }
             Err(failure) => {
-                let attempts = self.kernel_failure.as_ref().map_or(0, |it| it.attempts) + 1;
-                error!(error = %chain(&failure), cause, attempts, "the rules could not be changed: what stands stays");
-                self.kernel_failure = Some(KernelFailure {
-                    reason: format!("the rules could not be changed: {}", chain(&failure)),
-                    attempts,
-                    retry_at: Instant::now() + pause(attempts),
-                });
+                let what = "the rules could not be changed";
+                let failure = Failure::after(self.kernel_failure.as_ref(), what, &failure);
+                let attempts = failure.attempts;
+                error!(reason = failure.reason, cause, attempts, "what stands stays");
+                self.kernel_failure = Some(failure);
                 self.retry_later(Retry::Kernel, attempts);
+            }
+        }
+    }
+
+    /// Has those connections ended that can be ended now.
+    pub(super) fn end_flows(&mut self) {
+        if self.flows_failure.as_ref().is_some_and(Failure::is_fresh) {
+            return;
+        }
+        if let Some(ending) = self.planner.start_ending(host_addresses) {
+            self.endings.end(ending);
+        }
+    }
+
+    /// Takes what became of connections that were to end.
+    pub(super) fn flows_report(&mut self, report: Report) -> Option<Cause> {
+        match report {
+            Report::Suspects(mut flows, answer) => {
+                let now = self.planner.sweep(host_addresses());
+                flows.retain(|flow| !permits(&now, flow));
+                let _ = answer.send(flows);
+                None
+            }
+            Report::Over {
+                through,
+                result:
+                    Ok(Ended {
+                        flows,
+                        addresses,
+                        swept,
+                    }),
+            } => {
+                info!(flows, addresses, swept, "connections ended");
+                self.flows_failure = None;
+                self.planner.flows_ended(through);
+                if swept {
+                    fault::point("flows-swept");
+                }
+                Some("connections ended")
+            }
+            Report::Over {
+                through,
+                result: Err(error),
+            } => {
+                self.planner.flows_not_ended(through);
+                let what = "open connections could not be ended";
+                let failure = Failure::after(self.flows_failure.as_ref(), what, &error);
+                let attempts = failure.attempts;
+                error!(reason = failure.reason, attempts, "their addresses stay closed");
+                self.flows_failure = Some(failure);
+                self.retry_later(Retry::Kernel, attempts);
+                Some("connections not ended")
             }
         }
     }
@@ -203,7 +258,7 @@ impl Daemon {
         }
     }
 
-    pub(super) fn log_pass(&self, cause: Cause, plan: &Plan, flows_ended: usize, started: Instant) {
+    pub(super) fn log_pass(&self, cause: Cause, plan: &Plan, started: Instant) {
         let (kernel, steps) = match &plan.kernel {
             KernelStep::Nothing => ("nothing", 0),
             KernelStep::Elements(changes) => ("elements", changes.len()),
@@ -218,13 +273,15 @@ impl Daemon {
             ended = plan.ended.len(),
             links = plan.links.len(),
             engine_calls = plan.networks.len(),
-            flows_ended,
             elapsed_us,
             "pass"
         );
     }
 
-    pub(super) fn publish(&self) {
+    pub(super) fn publish(&mut self) {
+        fault::point("before-publish");
+        self.unpublished = false;
+        self.published = Instant::now();
         let mut status = Status::starting();
         status.observe(&self.planner);
         status.policy = self.policy.clone();
@@ -236,6 +293,9 @@ impl Daemon {
         status
             .reasons
             .extend(self.kernel_failure.iter().map(|it| it.reason.clone()));
+        status
+            .reasons
+            .extend(self.flows_failure.iter().map(|it| it.reason.clone()));
         status
             .reasons
             .extend(self.without_bridge_netfilter.iter().cloned());
@@ -270,7 +330,8 @@ impl Daemon {
                 .reasons
                 .push(format!("the engine has not answered a listing for {seconds} s"));
         }
-        status.settled = self.planner.busy().next().is_none() && !self.reader.is_busy();
+        status.settled =
+            self.planner.busy().next().is_none() && !self.reader.is_busy() && !self.planner.is_ending();
         status.state = if self.reader.engine().is_none() {
             State::Waiting
         } else if !self.listed || self.policy.revision.is_none() && status.reasons.is_empty() {

@@ -169,9 +169,11 @@ impl Daemon {
             Reading::Network(_, Some(snapshot)) => {
                 let id = snapshot.network.id.clone();
                 self.planner.upsert_network(snapshot.network);
-                // Of those whose proof waited for this, the ones that are no longer on it.
+                // Of those whose proof waited for this, the ones that are no longer on it. Where a newer reading is under way,
+                // it may be that they were not on it yet.
+                let is_last = !self.reader.is_reading(&Object::Network(id.clone()));
                 for container in self.planner.unconfirmed_on(&id) {
-                    if !snapshot.endpoints.contains_key(&container) {
+                    if is_last && !snapshot.endpoints.contains_key(&container) {
                         self.planner
                             .set_endpoint(&container, &id, Endpoint::default(), began);
                         self.read(Object::Container(container));

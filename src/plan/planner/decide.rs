@@ -20,11 +20,11 @@ impl Planner {
         self.find_homes();
         let links = self.link_steps();
         Plan {
-            released: self.released.clone(),
             ended,
             kernel,
+            released: self.endings.released.clone(),
+            sweep: self.endings.sweep,
             links,
-            sweep: self.sweep,
             networks,
             exhausted,
         }
@@ -58,31 +58,38 @@ impl Planner {
     }
 
     pub(super) fn kernel_step(&self) -> (Vec<ElementChange>, KernelStep) {
-        let mut changes = self.ledger.changes();
+        let withheld = self.endings.withheld();
         let Some(applied) = &self.applied else {
-            let steps = replacement(&self.structure.ruleset, &self.ledger.elements());
+            let steps = replacement(&self.structure.ruleset, &self.ledger.elements(&withheld));
             return (Vec::new(), KernelStep::Replace(steps));
         };
-        let ended = if self.released.is_empty() {
-            Vec::new()
-        } else {
-            changes
-                .extract_if(.., |change| change.action == ElementAction::Delete)
-                .collect()
+        let mut changes = self.ledger.changes(&withheld);
+        if *applied == self.structure.ruleset {
+            let kernel = if changes.is_empty() {
+                KernelStep::Nothing
+            } else {
+                KernelStep::Elements(changes)
+            };
+            return (Vec::new(), kernel);
+        }
+        let released = |key: &Key| {
+            key.address()
+                .is_some_and(|it| self.endings.released.contains(&it))
         };
-        let kernel = if *applied != self.structure.ruleset {
-            KernelStep::Structure(transition(applied, &self.structure.ruleset, changes))
-        } else if changes.is_empty() {
-            KernelStep::Nothing
-        } else {
-            KernelStep::Elements(changes)
-        };
-        (ended, kernel)
+        let ends =
+            |change: &mut ElementChange| change.action == ElementAction::Delete && released(&change.key);
+        let ended = changes.extract_if(.., ends).collect();
+        let steps = transition(applied, &self.structure.ruleset, changes);
+        (ended, KernelStep::Structure(steps))
     }
 
     /// The kernel's tables are as the last plan wanted them.
     pub fn kernel_applied(&mut self) {
-        self.ledger.mark_applied();
+        let withheld = self.endings.withheld();
+        match self.applied {
+            Some(_) => self.ledger.mark_applied(&withheld),
+            None => self.ledger.mark_replaced(&withheld),
+        }
         if self.applied.as_ref() != Some(&self.structure.ruleset) {
             self.applied = Some(self.structure.ruleset.clone());
         }
@@ -103,15 +110,57 @@ impl Planner {
         self.ledger.mark_deleted(changes);
     }
 
-    /// The connections of released addresses and those that the policy no longer permits have been ended.
-    pub fn flows_ended(&mut self) {
-        self.released.clear();
-        self.sweep = false;
+    /// The connections that can be ended now: of released addresses that have nothing left in the kernel, and, once the
+    /// rules are as they are wanted, those that the policy does not permit. From here on they are under way, until
+    /// [`Self::flows_ended`] or [`Self::flows_not_ended`].
+    pub fn start_ending(&mut self, host: impl FnOnce() -> BTreeSet<IpAddr>) -> Option<Ending> {
+        // Not known to hold what was wanted: it may be anything.
+        let applied = self.applied.as_ref()?;
+        let in_force = || {
+            let changes = self.ledger.changes(&self.endings.withheld());
+            *applied == self.structure.ruleset && changes.is_empty()
+        };
+        let sweep = self.endings.sweep && in_force();
+        let closing = self.ledger.closing();
+        let released: BTreeSet<IpAddr> = self.endings.released.difference(&closing).copied().collect();
+        if released.is_empty() && !sweep {
+            return None;
+        }
+        let number = self.endings.start(&released, sweep);
+        let sweep = sweep.then(|| self.sweep(host()));
+        Some(Ending {
+            number,
+            released,
+            sweep,
+        })
+    }
+
+    /// What open connections are held against now.
+    pub fn sweep(&self, host: BTreeSet<IpAddr>) -> Sweep {
+        Sweep {
+            rights: self.rights.clone(),
+            addresses: self.addresses(host),
+        }
+    }
+
+    /// The connections of all endings up to this one are gone.
+    pub fn flows_ended(&mut self, through: u64) {
+        self.endings.done(through);
+    }
+
+    /// They may still be there. They come again, and their addresses stay closed.
+    pub fn flows_not_ended(&mut self, through: u64) {
+        self.endings.failed(through);
+    }
+
+    /// Whether connections are still to be ended.
+    pub fn is_ending(&self) -> bool {
+        self.endings.is_pending()
     }
 
     /// Open connections are to be held against the policy once more.
     pub fn request_sweep(&mut self) {
-        self.sweep = true;
+        self.endings.sweep = true;
     }
 
     /// A step on a bridge or port succeeded.
@@ -179,7 +228,7 @@ impl Planner {
     }
 
     /// Whose each address is, for judging open connections.
-    pub fn addresses(&self, host: BTreeSet<IpAddr>) -> Addresses<'_> {
+    fn addresses(&self, host: BTreeSet<IpAddr>) -> Addresses {
         let mut containers = BTreeMap::new();
         for container in self.inventory.containers().values() {
             let Some(standing) = self.standings.get(&container.id) else {
@@ -187,7 +236,7 @@ impl Planner {
             };
             for (network, endpoint) in &container.endpoints {
                 if self.guarded.contains(network) {
-                    containers.extend(endpoint.addresses().map(|address| (address, standing)));
+                    containers.extend(endpoint.addresses().map(|address| (address, standing.clone())));
                 }
             }
         }

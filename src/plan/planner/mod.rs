@@ -8,6 +8,8 @@ mod doubts;
 mod observe;
 mod refresh;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,10 +28,10 @@ use crate::net::IfName;
 use crate::plan::compile::{Options, Structure, compile};
 use crate::plan::diff::{replacement, transition};
 use crate::plan::elements::{View, could_be_dockers};
-use crate::plan::flows::Addresses;
+use crate::plan::flows::{Addresses, Ending, Endings, Sweep};
 use crate::plan::ledger::{Claim, Ledger, Owner};
 use crate::plan::networks::{Allocator, NetworkStep, PoolExhausted, Pools, Subject, network_steps};
-use crate::plan::ruleset::{ElementAction, ElementChange, Ruleset, Step};
+use crate::plan::ruleset::{ElementAction, ElementChange, Key, Ruleset, Step};
 use crate::policy::ServiceId;
 
 /// What the kernel's tables need.
@@ -78,13 +80,14 @@ struct Home {
 /// Everything that is to be done now, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Addresses whose owner is gone: their connections end before anybody else's begin.
-    pub released: BTreeSet<IpAddr>,
-    /// What is taken from the sets before those connections end; empty where no address was released.
+    /// What released addresses have in the sets, where nft is needed for the rest: that it hangs or fails must not hold up a
+    /// closing.
     pub ended: Vec<ElementChange>,
     pub kernel: KernelStep,
     pub links: Vec<LinkStep>,
-    /// Rights have changed: open connections are held against the policy.
+    /// Addresses whose owner is gone: [`Planner::start_ending`] ends their connections, and nothing opens for them before.
+    pub released: BTreeSet<IpAddr>,
+    /// Rights have changed: [`Planner::start_ending`] holds open connections against the policy.
     pub sweep: bool,
     pub networks: Vec<NetworkStep>,
     pub exhausted: Option<PoolExhausted>,
@@ -159,8 +162,7 @@ pub struct Planner {
     isolated: BTreeMap<u32, bool>,
     homes: BTreeMap<u32, Home>,
     busy: BTreeMap<Subject, NetworkStep>,
-    released: BTreeSet<IpAddr>,
-    sweep: bool,
+    endings: Endings,
     dirty: Dirty,
 }
 
@@ -191,8 +193,7 @@ impl Planner {
             isolated: BTreeMap::new(),
             homes: BTreeMap::new(),
             busy: BTreeMap::new(),
-            released: BTreeSet::new(),
-            sweep: true,
+            endings: Endings::new(),
             dirty: Dirty {
                 everything: true,
                 ..Dirty::default()
@@ -247,7 +248,7 @@ impl Planner {
         }
         self.rights = rights;
         self.dirty.everything = true;
-        self.sweep = true;
+        self.endings.sweep = true;
         true
     }
 }

@@ -16,7 +16,7 @@ impl Planner {
         let guarded = self.guard();
         let mut networks = dirty.networks;
         networks.extend(guarded.symmetric_difference(&self.guarded).cloned());
-        self.sweep |= guarded != self.guarded;
+        self.endings.sweep |= guarded != self.guarded;
         self.guarded = guarded;
         everything |= self.refresh_structure(dirty.everything);
         self.service_networks = service_networks(&self.rights.policy, &self.inventory, &self.standings);
@@ -62,7 +62,7 @@ impl Planner {
                 let before = self.standings.insert(container.id.clone(), now.clone());
                 // A container that was known and now stands differently: what it opened is held against its new rights.
                 if before.is_some_and(|before| before != now) {
-                    self.sweep = true;
+                    self.endings.sweep = true;
                     restated.insert(container.id.clone());
                 }
             }
@@ -149,7 +149,7 @@ impl Planner {
         for (owner, claim) in claims {
             let before = self.ledger.claim(&owner).map(View::addresses).unwrap_or_default();
             let now = View::addresses(&claim);
-            self.released.extend(before.difference(&now));
+            self.endings.released.extend(before.difference(&now));
             claimed.extend(now.difference(&before).copied());
             self.ledger.set(&owner, claim);
         }
@@ -157,7 +157,7 @@ impl Planner {
         let contested = claimed
             .into_iter()
             .filter(|address| self.ledger.is_contested(*address));
-        self.released.extend(contested);
+        self.endings.released.extend(contested);
     }
 
     pub(super) fn exists(&self, owner: &Owner) -> bool {

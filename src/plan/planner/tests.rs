@@ -1,0 +1,313 @@
+//! An address that changes hands: closed until the connections of its last owner are gone, and open from then on.
+
+use super::*;
+use crate::inventory::links::Peer;
+use crate::inventory::{Facts, NetworkMode};
+use crate::model::Unmanaged;
+use crate::net::Mac;
+use crate::policy::{self, SourceFile};
+
+const BRIDGE: u32 = 2;
+const POLICY: &str = "
+cofferdam: 1
+segment: shop
+services:
+  client: { select: { labels: { service: client } } }
+  other: { select: { labels: { service: other } } }
+  server: { select: { labels: { service: server } } }
+allow:
+  - { from: client, to: server, ports: [80] }
+";
+
+fn network() -> NetworkId {
+    NetworkId("net".to_owned())
+}
+
+fn id(name: &str) -> ContainerId {
+    ContainerId(name.to_owned())
+}
+
+fn address(number: u8) -> IpAddr {
+    IpAddr::from([172, 18, 0, number])
+}
+
+fn only(number: u8) -> BTreeSet<IpAddr> {
+    BTreeSet::from([address(number)])
+}
+
+fn rights(policy: &str) -> Rights {
+    let file = SourceFile {
+        path: "shop.yaml".to_owned(),
+        bytes: policy.as_bytes().to_vec(),
+    };
+    Rights {
+        policy: policy::load(&[file]).unwrap().policy,
+        unmanaged: Unmanaged::Allow,
+        ..Rights::default()
+    }
+}
+
+/// One network, and a planner whose plans are carried out as the daemon does it.
+struct Scene {
+    planner: Planner,
+    ports: BTreeMap<ContainerId, u32>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let pools = Pools {
+            ipv4: "10.213.0.0/16".parse().unwrap(),
+            ipv4_prefix: 24,
+            ipv6: None,
+        };
+        let options = Options {
+            stamp: 1 << 30,
+            nflog_group: 64,
+        };
+        let mut planner = Planner::new(options, pools, rights(POLICY));
+        let bridge: IfName = "br-000000000000".parse().unwrap();
+        planner.upsert_bridge(BRIDGE, bridge.clone());
+        let network = Network {
+            id: network(),
+            name: "net".to_owned(),
+            kind: NetworkKind::Bridge(bridge),
+            subnets: vec!["172.18.0.0/16".parse().unwrap()],
+            internal: false,
+            labels: BTreeMap::new(),
+        };
+        let listing = Listing {
+            networks: vec![network],
+            ..Listing::default()
+        };
+        planner.reset(listing, planner.moment());
+        let ports = BTreeMap::new();
+        let mut scene = Self { planner, ports };
+        scene.start("server", "server", 2);
+        scene.start("first", "client", 3);
+        assert!(matches!(scene.carry_out().kernel, KernelStep::Replace(_)));
+        let ending = scene.ending().unwrap();
+        assert!(ending.sweep.is_some() && ending.released.is_empty());
+        scene.planner.flows_ended(ending.number);
+        assert!(!scene.planner.is_ending());
+        scene
+    }
+
+    /// A container at an address, behind a new port. The engine gives the same address the same MAC.
+    fn start(&mut self, name: &str, service: &str, number: u8) {
+        let port = 100 + u32::try_from(self.ports.len()).unwrap();
+        self.ports.insert(id(name), port);
+        let mac = Mac([2, 0x42, 172, 18, 0, number]);
+        self.planner.upsert_port(Port {
+            index: port,
+            name: format!("veth{port}").parse().unwrap(),
+            bridge: BRIDGE,
+            peer: Some(Peer {
+                namespace: i32::try_from(port).unwrap(),
+                mac,
+            }),
+        });
+        let endpoint = Endpoint {
+            mac: Some(mac),
+            ipv4: Some([172, 18, 0, number].into()),
+            ipv6: None,
+        };
+        let container = Container {
+            id: id(name),
+            name: name.to_owned(),
+            image: String::new(),
+            labels: BTreeMap::from([("service".to_owned(), service.to_owned())]),
+            lifecycle: Lifecycle::Running,
+            network_mode: NetworkMode::Own,
+            endpoints: BTreeMap::from([(network(), endpoint)]),
+            published: BTreeSet::new(),
+            facts: Facts::default(),
+        };
+        let now = self.planner.moment();
+        self.planner.upsert_container(container, now);
+    }
+
+    fn stop(&mut self, name: &str) {
+        self.planner.remove_port(self.ports[&id(name)]);
+        self.planner.remove_container(&id(name));
+    }
+
+    fn carry_out(&mut self) -> Plan {
+        let plan = self.planner.plan();
+        self.planner.deletions_applied(&plan.ended);
+        self.planner.kernel_applied();
+        plan
+    }
+
+    fn ending(&mut self) -> Option<Ending> {
+        self.planner.start_ending(BTreeSet::new)
+    }
+
+    /// Whether the kernel binds the address to a port: without that nothing of it passes.
+    fn is_open(&self, number: u8) -> bool {
+        let applied = self.planner.ledger().applied();
+        let mut keys = applied.values().flat_map(BTreeMap::keys);
+        keys.any(|key| matches!(key, Key::Binding4(..)) && key.address() == Some(address(number)))
+    }
+}
+
+fn elements(plan: &Plan) -> &[ElementChange] {
+    match &plan.kernel {
+        KernelStep::Elements(changes) => changes,
+        other => panic!("not elements only: {other:?}"),
+    }
+}
+
+fn is_deletion(change: &ElementChange) -> bool {
+    change.action == ElementAction::Delete
+}
+
+#[test]
+fn an_address_that_changes_hands_is_closed_until_its_connections_are_gone() {
+    let mut scene = Scene::new();
+    assert!(scene.is_open(3));
+    scene.stop("first");
+    scene.start("next", "client", 3);
+    let plan = scene.planner.plan();
+    assert_eq!(plan.released, only(3));
+    assert!(plan.ended.is_empty(), "one transaction is enough");
+    assert!(
+        elements(&plan)
+            .iter()
+            .filter(|it| it.key.address() == Some(address(3)))
+            .all(is_deletion),
+        "{plan:?}"
+    );
+    // What is still in the kernel lets new connections in.
+    assert_eq!(scene.ending(), None);
+    scene.planner.kernel_applied();
+    let ending = scene.ending().unwrap();
+    assert_eq!(ending.released, only(3));
+    assert!(scene.planner.is_ending());
+    let meanwhile = scene.carry_out();
+    assert_eq!(meanwhile.kernel, KernelStep::Nothing);
+    assert!(meanwhile.released.is_empty() && !scene.is_open(3));
+    assert_eq!(scene.ending(), None, "it is under way");
+
+    scene.planner.flows_ended(ending.number);
+    let plan = scene.carry_out();
+    assert!(!elements(&plan).iter().any(is_deletion), "{plan:?}");
+    assert!(scene.is_open(3));
+    assert!(!scene.planner.is_ending());
+    assert_eq!(scene.planner.plan().kernel, KernelStep::Nothing);
+}
+
+#[test]
+fn closing_is_never_held_up() {
+    let mut scene = Scene::new();
+    scene.stop("first");
+    scene.carry_out();
+    let ending = scene.ending().unwrap();
+    scene.start("next", "client", 4);
+    scene.stop("server");
+    let plan = scene.carry_out();
+    assert!(elements(&plan).iter().any(is_deletion));
+    assert!(!scene.is_open(2) && !scene.is_open(3));
+    assert!(scene.is_open(4), "another address opens at once");
+    let next = scene.ending().unwrap();
+    assert_eq!(next.released, only(2));
+    scene.planner.flows_ended(next.number);
+    assert!(
+        !scene.planner.is_ending(),
+        "what came before is done, too: {ending:?}"
+    );
+}
+
+#[test]
+fn an_address_that_is_released_again_meanwhile_needs_another_ending() {
+    let mut scene = Scene::new();
+    scene.stop("first");
+    scene.start("second", "client", 3);
+    scene.carry_out();
+    let ending = scene.ending().unwrap();
+    scene.stop("second");
+    scene.start("third", "other", 3);
+    let plan = scene.carry_out();
+    assert_eq!(plan.released, only(3));
+    let again = scene.ending().unwrap();
+    assert_eq!(again.released, only(3));
+    scene.planner.flows_ended(ending.number);
+    scene.carry_out();
+    assert!(!scene.is_open(3), "the last ending is not over");
+    scene.planner.flows_ended(again.number);
+    scene.carry_out();
+    assert!(scene.is_open(3));
+}
+
+#[test]
+fn rules_that_cannot_be_changed_do_not_hold_up_a_closing() {
+    let mut scene = Scene::new();
+    scene.stop("first");
+    scene.planner.set_rights(rights(&POLICY.replace("[80]", "[81]")));
+    let plan = scene.planner.plan();
+    assert!(matches!(plan.kernel, KernelStep::Structure(_)));
+    assert!(plan.sweep && !plan.ended.is_empty());
+    assert!(
+        plan.ended
+            .iter()
+            .all(|it| is_deletion(it) && it.key.address() == Some(address(3)))
+    );
+    // The deletions are committed, and then nft hangs.
+    scene.planner.deletions_applied(&plan.ended);
+    assert!(!scene.is_open(3));
+    let ending = scene.ending().unwrap();
+    assert_eq!((ending.released, ending.sweep), (only(3), None));
+    scene.start("next", "client", 3);
+    let again = scene.planner.plan();
+    assert!(
+        matches!(&again.kernel, KernelStep::Structure(steps) if !steps.iter().any(|step| {
+            matches!(step, Step::Element(change) if change.key.address() == Some(address(3)))
+        }))
+    );
+    scene.planner.flows_ended(ending.number);
+    let plan = scene.carry_out();
+    assert!(matches!(plan.kernel, KernelStep::Structure(_)));
+    assert!(scene.is_open(3));
+    let ending = scene.ending().unwrap();
+    assert!(ending.released.is_empty() && ending.sweep.is_some());
+}
+
+#[test]
+fn connections_that_could_not_be_ended_keep_their_address_closed() {
+    let mut scene = Scene::new();
+    scene.stop("first");
+    scene.start("next", "client", 3);
+    scene.planner.request_sweep();
+    scene.carry_out();
+    let ending = scene.ending().unwrap();
+    scene.planner.flows_not_ended(ending.number);
+    let plan = scene.carry_out();
+    assert!(plan.released == only(3) && plan.sweep, "{plan:?}");
+    assert!(!scene.is_open(3));
+    let again = scene.ending().unwrap();
+    assert_eq!((again.released, again.sweep), (ending.released, ending.sweep));
+    scene.planner.flows_ended(again.number);
+    scene.carry_out();
+    assert!(scene.is_open(3));
+}
+
+#[test]
+fn tables_that_are_replaced_lack_an_address_whose_connections_are_not_gone() {
+    let mut scene = Scene::new();
+    scene.stop("first");
+    scene.start("next", "client", 3);
+    scene.planner.kernel_lost();
+    let plan = scene.planner.plan();
+    assert!(
+        matches!(&plan.kernel, KernelStep::Replace(steps) if !steps.iter().any(|step| {
+            matches!(step, Step::Element(change) if change.key.address() == Some(address(3)))
+        }))
+    );
+    assert_eq!(scene.ending(), None, "the kernel may hold anything");
+    scene.planner.kernel_applied();
+    assert!(!scene.is_open(3) && scene.is_open(2));
+    let ending = scene.ending().unwrap();
+    assert_eq!(ending.released, only(3));
+    scene.planner.flows_ended(ending.number);
+    scene.carry_out();
+    assert!(scene.is_open(3));
+}
