@@ -1,14 +1,15 @@
 //! `cofferdam check`: validates policy files and shows every fault. Exit code 0 without faults, 1 with, 2 when a path
 //! cannot be read.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::{print_faults, written};
 use crate::daemon::source::{self, Sources};
-use crate::policy::{Colour, Fault, Faults, Loaded};
+use crate::policy::{Fault, Faults, Loaded};
 
 /// Validate policy files: every fault with its place and what was meant
 #[derive(Debug, clap::Args)]
@@ -24,20 +25,11 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> ExitCode {
-    let outcome = match source::read(&args.paths) {
-        Ok(sources) if args.json => json(&sources),
-        Ok(sources) => text(&sources),
+    match source::read(&args.paths) {
+        Ok(sources) if args.json => written(json(&sources)),
+        Ok(sources) => written(text(&sources)),
         Err(error) => {
             eprintln!("error: {error}: {}", error.source);
-            return ExitCode::from(2);
-        }
-    };
-    match outcome {
-        Ok(code) => code,
-        // Whoever read the output has gone away: there is nobody left to tell.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(2),
-        Err(error) => {
-            eprintln!("error: cannot write the result: {error}");
             ExitCode::from(2)
         }
     }
@@ -50,12 +42,7 @@ fn text(sources: &Sources) -> io::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Err(faults) => {
-            let mut stderr = io::stderr();
-            let plain =
-                !stderr.is_terminal() || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            let colour = if plain { Colour::Plain } else { Colour::Coloured };
-            write!(stderr, "{}", faults.render(&sources.files, colour))?;
-            writeln!(stderr, "{}", faults.summary())?;
+            print_faults(&faults, &sources.files)?;
             Ok(ExitCode::FAILURE)
         }
     }

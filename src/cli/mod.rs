@@ -6,13 +6,16 @@ mod down;
 mod guard;
 mod run;
 mod status;
+pub mod test;
 
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::daemon::Refusal;
+use crate::policy::{Colour, Faults, SourceFile};
 use crate::settings::{Overrides, Settings};
 
 /// Network segmentation for Docker hosts: only declared service-to-service ports can be reached.
@@ -23,7 +26,7 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, or status --check found the daemon not enforcing; 2 \
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, or status --check found the daemon not enforcing; 2 \
 wrong usage; 3 no daemon answers; 10 settings; 11 missing privileges; 12 no engine; 13 engine too old; 14 nft missing or \
 failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system refused something";
 
@@ -37,6 +40,8 @@ enum Command {
     Guard(guard::GuardArgs),
     /// Validate policy files: every fault, with its place
     Check(check::Args),
+    /// Run the policies' own tests, offline
+    Test(test::Args),
     /// Show what is in force: policy, services, endpoints, edges and their hits
     Status(status::StatusArgs),
     /// Remove every trace: rules and networks
@@ -66,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Apply(args) => concluded(apply::run(args)),
         Command::Guard(args) => concluded(guard::run(args)),
         Command::Check(args) => check::run(&args),
+        Command::Test(args) => test::run(&args),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Down(args) => concluded(down::run(args)),
     }
@@ -96,4 +102,35 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Refusal> {
         .map_err(|error| Refusal::system("write the answer as JSON", error))?;
     println!("{text}");
     Ok(())
+}
+
+/// Colours for a terminal, unless `NO_COLOR` is set.
+fn colour_of(stream: &impl IsTerminal) -> Colour {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if stream.is_terminal() && !refused {
+        Colour::Coloured
+    } else {
+        Colour::Plain
+    }
+}
+
+/// Every fault on standard error, and how many there are.
+fn print_faults(faults: &Faults, files: &[SourceFile]) -> io::Result<()> {
+    let mut stderr = io::stderr();
+    let colour = colour_of(&stderr);
+    write!(stderr, "{}", faults.render(files, colour))?;
+    writeln!(stderr, "{}", faults.summary())
+}
+
+/// The exit code of a command that only writes; 2 where that failed.
+fn written(outcome: io::Result<ExitCode>) -> ExitCode {
+    match outcome {
+        Ok(code) => code,
+        // Whoever read the output has gone away: there is nobody left to tell.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("error: cannot write the result: {error}");
+            ExitCode::from(2)
+        }
+    }
 }

@@ -65,6 +65,7 @@ impl<'s, 'd> Edges<'s, 'd> {
                     ports: fact.value.ports,
                     expected: fact.value.expected,
                     location: report.location(fact.site),
+                    range: fact.site.start..fact.site.end,
                 });
             }
         }

@@ -2,6 +2,7 @@
 
 mod faults;
 mod meaning;
+mod outcome;
 mod random;
 
 use std::collections::BTreeSet;

@@ -1,0 +1,51 @@
+//! Golden cases: each directory under `tests/offline` holds policy files with tests and, in `expected.txt`, what
+//! `cofferdam test` says of them on 1 June 2026. `COFFERDAM_BLESS=1 cargo test --test offline` writes what it says now.
+#![expect(clippy::unwrap_used, reason = "what is missing fails the test")]
+#![expect(clippy::disallowed_methods, reason = "the cases are files")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cofferdam::cli::test::Tested;
+use cofferdam::policy::{Colour, SourceFile, load};
+
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+}
+
+fn says(case: &Path) -> String {
+    let mut files: Vec<SourceFile> = entries(case)
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .map(|path| SourceFile {
+            path: path.file_name().unwrap().to_str().unwrap().to_owned(),
+            bytes: fs::read(path).unwrap(),
+        })
+        .collect();
+    // The listing's order must not matter.
+    files.reverse();
+    let loaded = load(&files).unwrap();
+    Tested::new(&loaded, "2026-06-01T00:00:00Z".parse().unwrap()).text(&files, Colour::Plain)
+}
+
+#[test]
+fn every_case_says_what_is_expected() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/offline");
+    let bless = std::env::var_os("COFFERDAM_BLESS").is_some();
+    let cases = entries(&root);
+    assert!(!cases.is_empty());
+    let mut wrong = Vec::new();
+    for case in cases {
+        let said = says(&case);
+        let expected = case.join("expected.txt");
+        if bless {
+            fs::write(&expected, said).unwrap();
+        } else if fs::read_to_string(&expected).unwrap_or_default() != said {
+            wrong.push(format!("{}:\n{said}", case.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
