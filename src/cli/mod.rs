@@ -3,8 +3,10 @@
 mod apply;
 pub mod check;
 mod down;
+mod explain_code;
 mod guard;
 mod run;
+mod sarif;
 mod status;
 pub mod test;
 
@@ -27,7 +29,7 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, or status --check found the daemon not enforcing; 2 \
-wrong usage; 3 no daemon answers; 10 settings; 11 missing privileges; 12 no engine; 13 engine too old; 14 nft missing or \
+wrong usage; 3 no daemon answers, or check --deny-warnings found only warnings; 10 settings; 11 missing privileges; 12 no engine; 13 engine too old; 14 nft missing or \
 failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system refused something";
 
 #[derive(Debug, Subcommand)]
@@ -38,8 +40,10 @@ enum Command {
     Apply(apply::ApplyArgs),
     /// Close Docker's networks before the engine starts, unless the rules stand
     Guard(guard::GuardArgs),
-    /// Validate policy files: every fault, with its place
+    /// Validate policy files: every fault, with its place, and what a reviewer would ask
     Check(check::Args),
+    /// Explain a code of `check`, with a wrong and a right example
+    ExplainCode(explain_code::Args),
     /// Run the policies' own tests, offline
     Test(test::Args),
     /// Show what is in force: policy, services, endpoints, edges and their hits
@@ -71,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Apply(args) => concluded(apply::run(args)),
         Command::Guard(args) => concluded(guard::run(args)),
         Command::Check(args) => check::run(&args),
+        Command::ExplainCode(args) => explain_code::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Down(args) => concluded(down::run(args)),

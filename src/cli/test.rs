@@ -305,7 +305,10 @@ mod tests {
             "{failed}"
         );
         assert!(junit.contains("a&amp;b.yaml"), "{junit}");
-        assert!(junit.contains("tests=\"3\"") && junit.contains("failures=\"1\""), "{junit}");
+        assert!(
+            junit.contains("tests=\"3\"") && junit.contains("failures=\"1\""),
+            "{junit}"
+        );
         assert_eq!(code, ExitCode::FAILURE);
     }
 

@@ -4,7 +4,8 @@
 //! processes or sockets; reading the directory is `daemon::source`'s.
 //!
 //! The way through: `load` (bytes) -> `yaml` (nodes with places) -> `decode` (a `document` for each file) -> `resolve`
-//! and `edges` (one [`Policy`]). On the way faults are collected in a `text::Report`; `render` shows them.
+//! and `edges` (one [`Policy`]). On the way faults are collected in a `text::Report`; `warnings` adds what a reviewer would ask; `render`
+//! shows both. `outcome` runs the policy's own tests.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod decode;
@@ -27,6 +28,7 @@ mod suggest;
 mod tests;
 mod text;
 mod traffic;
+mod warnings;
 mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,8 +37,10 @@ use std::ops::Range;
 
 use jiff::Timestamp;
 
-pub use self::fault::{Code, Fault, Faults, Other, count};
-pub use self::load::{Loaded, MAX_FILE_BYTES, Revision, SourceFile, load, load_with, revision};
+pub use self::fault::{Code, Fault, Faults, Other, Severity, UnknownCode, Warnings, count};
+pub use self::load::{
+    Loaded, MAX_FILE_BYTES, Reviewed, Revision, SourceFile, load, load_with, review, revision,
+};
 pub use self::meaning::{Membership, Party};
 pub use self::outcome::{Outcome, Part};
 pub use self::ports::PortsError;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Element, Level, Origin, Renderer, Snippet};
 
-use super::fault::{Fault, Faults, Other};
+use super::fault::{Fault, Faults, Other, Severity, Warnings};
 use super::load::SourceFile;
 use super::{Location, Outcome, Test};
 
@@ -35,7 +35,7 @@ struct Block<'a> {
     help: Option<&'a str>,
 }
 
-/// How the title of a block begins: `error[CFD031]`, `error`.
+/// How the title of a block begins: `error[CFD031]`, `warning[CFD100]`, `error`.
 struct Title<'a> {
     level: Level<'a>,
     code: Option<&'static str>,
@@ -43,6 +43,15 @@ struct Title<'a> {
 
 impl Faults {
     /// Every fault with its line of source, a blank line after each; `files` are those that were loaded.
+    pub fn render(&self, files: &[SourceFile], colour: Colour) -> String {
+        let renderer = renderer(colour);
+        let shown = self.iter().map(|fault| render_fault(fault, files, &renderer));
+        shown.collect()
+    }
+}
+
+impl Warnings {
+    /// Every warning as [`Faults::render`] would show it.
     pub fn render(&self, files: &[SourceFile], colour: Colour) -> String {
         let renderer = renderer(colour);
         let shown = self.iter().map(|fault| render_fault(fault, files, &renderer));
@@ -86,9 +95,13 @@ fn renderer(colour: Colour) -> Renderer {
 }
 
 fn render_fault(fault: &Fault, files: &[SourceFile], renderer: &Renderer) -> String {
+    let level = match fault.code.severity() {
+        Severity::Error => Level::ERROR,
+        Severity::Warning => Level::WARNING,
+    };
     let block = Block {
         title: Title {
-            level: Level::ERROR,
+            level,
             code: Some(fault.code.as_str()),
         },
         message: &fault.message,

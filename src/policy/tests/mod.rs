@@ -1,9 +1,11 @@
 //! Tests of the whole room: texts in, policies or faults out.
 
+mod explain;
 mod faults;
 mod meaning;
 mod outcome;
 mod random;
+mod warnings;
 
 use std::collections::BTreeSet;
 
