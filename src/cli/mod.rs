@@ -7,6 +7,7 @@ mod explain_code;
 mod guard;
 mod run;
 mod sarif;
+mod schema;
 mod status;
 pub mod test;
 
@@ -44,6 +45,8 @@ enum Command {
     Check(check::Args),
     /// Explain a code of `check`, with a wrong and a right example
     ExplainCode(explain_code::Args),
+    /// Print the JSON Schema of policy files, for editors
+    Schema(schema::Args),
     /// Run the policies' own tests, offline
     Test(test::Args),
     /// Show what is in force: policy, services, endpoints, edges and their hits
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Guard(args) => concluded(guard::run(args)),
         Command::Check(args) => check::run(&args),
         Command::ExplainCode(args) => explain_code::run(&args),
+        Command::Schema(args) => concluded(schema::run(&args)),
         Command::Test(args) => test::run(&args),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Down(args) => concluded(down::run(args)),
