@@ -189,7 +189,8 @@ fn summary<'r, 'p: 'r>(results: impl IntoIterator<Item = &'r (&'p Test, Outcome<
     match all {
         1 if held == 1 => "1 test holds".to_owned(),
         _ if held == all => format!("all {all} tests hold"),
-        _ => format!("{held} of {} hold", count(all, "test")),
+        1 => "1 test does not hold".to_owned(),
+        _ => format!("{held} of {all} tests hold"),
     }
 }
 

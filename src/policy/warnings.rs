@@ -211,11 +211,16 @@ fn covered(entries: &[Entry<'_>], report: &mut Report<'_>) {
         }
     }
     for entry in entries {
+        // The same entries meet at many pairs: each two are compared once.
+        let mut compared: BTreeMap<Site, bool> = BTreeMap::new();
         let cover = |pair| {
             let others = by_pair.get(pair).into_iter().flatten().take(MAX_COMPARED);
-            others
-                .copied()
-                .find(|other| other.site() != entry.site() && other.covers(entry))
+            let mut others = others.copied().filter(|other| other.site() != entry.site());
+            others.find(|other| {
+                *compared
+                    .entry(other.site())
+                    .or_insert_with(|| other.covers(entry))
+            })
         };
         let covers: Option<Vec<&Entry<'_>>> = entry.pairs.iter().map(cover).collect();
         let (Some(covers), Some((from, to))) = (covers, entry.pairs.first()) else {
