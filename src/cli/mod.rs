@@ -79,7 +79,7 @@ pub fn main() -> ExitCode {
         Command::Guard(args) => concluded(guard::run(args)),
         Command::Check(args) => check::run(&args),
         Command::ExplainCode(args) => explain_code::run(&args),
-        Command::Schema(args) => concluded(schema::run(&args)),
+        Command::Schema(args) => schema::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Down(args) => concluded(down::run(args)),

@@ -1,9 +1,9 @@
 //! `cofferdam schema`: the policy format as a JSON Schema.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
-use super::print_json;
-use crate::daemon::Refusal;
+use super::written;
 use crate::policy::schema;
 
 /// Print the JSON Schema (2020-12) of policy files, for editors
@@ -11,6 +11,6 @@ use crate::policy::schema;
 pub(super) struct Args {}
 
 /// Runs the command.
-pub(super) fn run(_args: &Args) -> Result<ExitCode, Refusal> {
-    print_json(&schema()).map(|()| ExitCode::SUCCESS)
+pub(super) fn run(_args: &Args) -> ExitCode {
+    written(writeln!(io::stdout(), "{:#}", schema()).map(|()| ExitCode::SUCCESS))
 }

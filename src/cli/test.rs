@@ -243,7 +243,7 @@ fn object(sources: &Sources, tested: &Result<Tested<'_>, &Faults>) -> Object {
 impl TestObject {
     fn new(test: &Test, outcome: &Outcome<'_>) -> Self {
         let (edge, segment) = match outcome {
-            Outcome::Holds => (None, None),
+            Outcome::Holds | Outcome::SaysNothing => (None, None),
             Outcome::Permitted(edge, _) => (Some(edge.location.to_string()), None),
             Outcome::Missing(_) => (None, test.owner().map(ToString::to_string)),
         };

@@ -20,6 +20,8 @@ pub enum Outcome<'p> {
     Missing(Part),
     /// It is said to be unreachable, and the edge permits this.
     Permitted(&'p Edge, Part),
+    /// It is about no traffic at all: the ports have no meaning for the external's addresses.
+    SaysNothing,
 }
 
 /// A part of what a test is about; never empty.
@@ -38,6 +40,7 @@ impl Policy {
     /// and unreachable where none of them is.
     pub fn outcome(&self, test: &Test, now: Timestamp) -> Outcome<'_> {
         let edges = || self.edges.iter().filter(|edge| edge.is_in_force(now));
+        let mut says_nothing = true;
         for family in Family::ALL {
             let addresses = self.addresses(&test.from, &test.to, family);
             let traffic = TrafficSet::of([&test.ports], family);
@@ -50,6 +53,7 @@ impl Policy {
                     traffic: traffic.clone(),
                 })
             };
+            says_nothing &= part(&addresses, &traffic).is_none();
             match test.expected {
                 Expectation::Unreachable => {
                     for edge in edges() {
@@ -91,7 +95,11 @@ impl Policy {
                 }
             }
         }
-        Outcome::Holds
+        if says_nothing {
+            Outcome::SaysNothing
+        } else {
+            Outcome::Holds
+        }
     }
 
     /// The addresses that two ends are about: those of the external among them; without one a single stand-in.
@@ -199,6 +207,9 @@ impl Outcome<'_> {
                 "`{from} -> {to}:{ports}` is not all reachable: no edge permits {}",
                 part.describe()
             )),
+            Self::SaysNothing => Some(format!(
+                "`{from} -> {to}:{ports}` says nothing: `{ports}` has no meaning for these addresses"
+            )),
             Self::Permitted(_, part) => Some(format!(
                 "`{from} -> {to}:{ports}` is reachable: an edge permits {}",
                 part.describe()
@@ -216,6 +227,7 @@ impl Outcome<'_> {
                     test.edge_as_written()
                 )
             }),
+            Self::SaysNothing => Some("remove the test, or name other ports".to_owned()),
             Self::Permitted(..) => Some("narrow the edge, or correct the test".to_owned()),
         }
     }

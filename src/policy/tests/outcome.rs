@@ -20,6 +20,7 @@ externals:
   left: { cidrs: [192.0.2.0/25, "2001:db8::/64"] }
   right: { cidrs: [192.0.2.128/25] }
   far: { cidrs: [198.51.100.0/24] }
+  six: { cidrs: ["2001:db8:6::/48"] }
 "#;
 
 fn policy(edges: &[String], reachable: &[String], unreachable: &[String]) -> Policy {
@@ -49,16 +50,23 @@ fn judged(edges: &[&str], claim: &str) -> &'static str {
     let edges: Vec<String> = edges.iter().map(|edge| (*edge).to_owned()).collect();
     let claims = [claim.to_owned()];
     let policy = policy(&edges, &claims, &claims);
-    let holds: Vec<bool> = policy
+    let outcomes: Vec<Outcome<'_>> = policy
         .tests
         .iter()
-        .map(|test| policy.outcome(test, now()) == Outcome::Holds)
+        .map(|test| policy.outcome(test, now()))
+        .collect();
+    if outcomes.contains(&Outcome::SaysNothing) {
+        return "says nothing";
+    }
+    let holds: Vec<bool> = outcomes
+        .iter()
+        .map(|outcome| *outcome == Outcome::Holds)
         .collect();
     match holds[..] {
         [true, false] => "reachable",
         [false, true] => "unreachable",
         [false, false] => "partly",
-        _ => "says nothing",
+        _ => "neither",
     }
 }
 
@@ -105,6 +113,13 @@ fn all_is_reachable_and_nothing_is_unreachable() {
         (
             &["from: a, to: b, ports: icmp/timestamp-request"],
             "a -> b:icmp/timestamp-request",
+            "reachable",
+        ),
+        (&[], "a -> six:icmp/timestamp-request", "says nothing"),
+        (&[], "a -> six:icmp/echo-request", "unreachable"),
+        (
+            &["from: a, to: six, ports: icmp/echo-request"],
+            "a -> six:icmp/echo-request",
             "reachable",
         ),
         (&[], "a -> c:80", "unreachable"),
@@ -299,6 +314,7 @@ proptest! {
                         }
                     }
                 }
+                Outcome::SaysNothing => prop_assert!(false, "each of these ends and ports has traffic: {}", test),
                 Outcome::Missing(part) | Outcome::Permitted(_, part) => {
                     let traffic = part.traffic.first().unwrap();
                     prop_assert!(test.ports.permits(traffic, part.family));
