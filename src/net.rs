@@ -1,8 +1,12 @@
 //! Narrow network types that every room shares: names, addresses and port ranges that cannot be malformed.
 
+mod ranges;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+
+pub use self::ranges::Ranges;
 
 /// A network interface name: 1 to 15 bytes, no `/`, no white space (`dev_valid_name` in the kernel).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,6 +119,14 @@ impl Family {
     /// The family of an address.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// The address with this number; of IPv4 the last 32 bits count.
+    pub fn address(self, number: u128) -> IpAddr {
+        match self {
+            Self::V4 => to_v4(number).into(),
+            Self::V6 => Ipv6Addr::from(number).into(),
+        }
     }
 
     /// `4` or `6`, as in the names of sets.
@@ -276,22 +288,18 @@ pub struct AddressSet {
 impl AddressSet {
     /// The union of `include` without the union of `except`.
     pub fn new(include: &[ipnet::IpNet], except: &[ipnet::IpNet]) -> Self {
-        let pick = |nets: &[ipnet::IpNet], family: Family| -> Vec<(u128, u128)> {
+        let pick = |nets: &[ipnet::IpNet], family: Family| {
             let of_family = nets.iter().filter(|net| Family::of(net.addr()) == family);
-            merge(
-                of_family
-                    .map(|net| (to_number(net.network()), to_number(net.broadcast())))
-                    .collect(),
-            )
+            Ranges::new(of_family.map(|net| (to_number(net.network()), to_number(net.broadcast()))))
         };
-        let left = |family| subtract(&pick(include, family), &pick(except, family));
+        let left = |family| pick(include, family).without(&pick(except, family));
         Self {
             v4: left(Family::V4)
-                .into_iter()
+                .iter()
                 .map(|(a, b)| (to_v4(a), to_v4(b)))
                 .collect(),
             v6: left(Family::V6)
-                .into_iter()
+                .iter()
                 .map(|(a, b)| (a.into(), b.into()))
                 .collect(),
         }
@@ -315,6 +323,22 @@ impl AddressSet {
     pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()
     }
+
+    /// The addresses of one family as numbers; [`Family::address`] makes addresses of them again.
+    pub fn ranges(&self, family: Family) -> Ranges {
+        match family {
+            Family::V4 => Ranges::new(
+                self.v4
+                    .iter()
+                    .map(|(first, last)| (to_number((*first).into()), to_number((*last).into()))),
+            ),
+            Family::V6 => Ranges::new(
+                self.v6
+                    .iter()
+                    .map(|(first, last)| ((*first).into(), (*last).into())),
+            ),
+        }
+    }
 }
 
 fn to_number(address: IpAddr) -> u128 {
@@ -326,45 +350,10 @@ fn to_number(address: IpAddr) -> u128 {
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "the number came from an IPv4 address"
+    reason = "the number is that of an IPv4 address"
 )]
 fn to_v4(number: u128) -> Ipv4Addr {
     Ipv4Addr::from(number as u32)
-}
-
-fn merge(mut ranges: Vec<(u128, u128)>) -> Vec<(u128, u128)> {
-    ranges.sort_unstable();
-    let mut merged: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
-    for (first, last) in ranges {
-        match merged.last_mut() {
-            Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
-            _ => merged.push((first, last)),
-        }
-    }
-    merged
-}
-
-/// Both sides are sorted and disjoint.
-fn subtract(from: &[(u128, u128)], holes: &[(u128, u128)]) -> Vec<(u128, u128)> {
-    let mut left = Vec::new();
-    for &(start, last) in from {
-        let mut first = start;
-        let mut used_up = false;
-        for &(hole_first, hole_last) in holes.iter().filter(|hole| hole.1 >= start && hole.0 <= last) {
-            if hole_first > first {
-                left.push((first, hole_first - 1));
-            }
-            if hole_last >= last {
-                used_up = true;
-                break;
-            }
-            first = hole_last + 1;
-        }
-        if !used_up {
-            left.push((first, last));
-        }
-    }
-    left
 }
 
 #[cfg(test)]

@@ -17,7 +17,16 @@ pub fn policy_file(bytes: &[u8]) {
         path: "policy.yaml".to_owned(),
         bytes: bytes.to_vec(),
     }];
-    let loaded = match policy::load(&files) {
+    // Long ago, so that edges with an end are there.
+    let now = jiff::Timestamp::UNIX_EPOCH;
+    let reviewed = policy::review(&files, Vec::new(), now);
+    let warnings = reviewed.warnings.render(&files, Colour::Plain);
+    assert_eq!(
+        warnings.is_empty(),
+        reviewed.warnings.is_empty(),
+        "a warning without a text"
+    );
+    let loaded = match reviewed.loaded {
         Ok(loaded) => loaded,
         Err(faults) => {
             assert!(faults.iter().len() > 0, "refused without a reason");
@@ -35,6 +44,10 @@ pub fn policy_file(bytes: &[u8]) {
                 Peer::World | Peer::Host => {}
             }
         }
+    }
+    for test in &loaded.policy.tests {
+        let outcome = loaded.policy.outcome(test, now);
+        assert_eq!(outcome == policy::Outcome::Holds, outcome.message(test).is_none());
     }
     let rights = Rights {
         policy: loaded.policy,

@@ -1,12 +1,12 @@
 //! Golden cases: each directory under `tests/check` holds policy files and, in `expected.txt`, what `cofferdam check`
-//! says about them. `COFFERDAM_BLESS=1 cargo test --test check` writes what it says now.
+//! says about them on 1 June 2026. `COFFERDAM_BLESS=1 cargo test --test check` writes what it says now.
 #![expect(clippy::unwrap_used, reason = "what is missing fails the test")]
 #![expect(clippy::disallowed_methods, reason = "the cases are files")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cofferdam::policy::{Colour, SourceFile, load};
+use cofferdam::policy::{Colour, SourceFile, load, review};
 
 fn files(case: &Path) -> Vec<SourceFile> {
     let mut files: Vec<SourceFile> = entries(case)
@@ -32,10 +32,13 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
 }
 
 fn says(files: &[SourceFile]) -> String {
-    match load(files) {
+    let reviewed = review(files, Vec::new(), "2026-06-01T00:00:00Z".parse().unwrap());
+    let warnings = reviewed.warnings.render(files, Colour::Plain);
+    let told = match reviewed.loaded {
         Ok(loaded) => format!("{}: no faults\n", loaded.summary()),
         Err(faults) => format!("{}{}\n", faults.render(files, Colour::Plain), faults.summary()),
-    }
+    };
+    format!("{warnings}{told}")
 }
 
 #[test]

@@ -3,16 +3,22 @@
 mod apply;
 pub mod check;
 mod down;
+mod explain_code;
 mod guard;
 mod run;
+mod sarif;
+mod schema;
 mod status;
+pub mod test;
 
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::daemon::Refusal;
+use crate::policy::{Colour, Faults, SourceFile};
 use crate::settings::{Overrides, Settings};
 
 /// Network segmentation for Docker hosts: only declared service-to-service ports can be reached.
@@ -23,8 +29,8 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, or status --check found the daemon not enforcing; 2 \
-wrong usage; 3 no daemon answers; 10 settings; 11 missing privileges; 12 no engine; 13 engine too old; 14 nft missing or \
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, or status --check found the daemon not enforcing; 2 \
+wrong usage; 3 no daemon answers, or check --deny-warnings found only warnings; 10 settings; 11 missing privileges; 12 no engine; 13 engine too old; 14 nft missing or \
 failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system refused something";
 
 #[derive(Debug, Subcommand)]
@@ -35,8 +41,14 @@ enum Command {
     Apply(apply::ApplyArgs),
     /// Close Docker's networks before the engine starts, unless the rules stand
     Guard(guard::GuardArgs),
-    /// Validate policy files: every fault, with its place
+    /// Validate policy files: every fault, with its place, and what a reviewer would ask
     Check(check::Args),
+    /// Explain a code of `check`, with a wrong and a right example
+    ExplainCode(explain_code::Args),
+    /// Print the JSON Schema of policy files, for editors
+    Schema(schema::Args),
+    /// Run the policies' own tests, offline
+    Test(test::Args),
     /// Show what is in force: policy, services, endpoints, edges and their hits
     Status(status::StatusArgs),
     /// Remove every trace: rules and networks
@@ -66,6 +78,9 @@ pub fn main() -> ExitCode {
         Command::Apply(args) => concluded(apply::run(args)),
         Command::Guard(args) => concluded(guard::run(args)),
         Command::Check(args) => check::run(&args),
+        Command::ExplainCode(args) => explain_code::run(&args),
+        Command::Schema(args) => schema::run(&args),
+        Command::Test(args) => test::run(&args),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Down(args) => concluded(down::run(args)),
     }
@@ -96,4 +111,35 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Refusal> {
         .map_err(|error| Refusal::system("write the answer as JSON", error))?;
     println!("{text}");
     Ok(())
+}
+
+/// Colours for a terminal, unless `NO_COLOR` is set.
+fn colour_of(stream: &impl IsTerminal) -> Colour {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if stream.is_terminal() && !refused {
+        Colour::Coloured
+    } else {
+        Colour::Plain
+    }
+}
+
+/// Every fault on standard error, and how many there are.
+fn print_faults(faults: &Faults, files: &[SourceFile]) -> io::Result<()> {
+    let mut stderr = io::stderr();
+    let colour = colour_of(&stderr);
+    write!(stderr, "{}", faults.render(files, colour))?;
+    writeln!(stderr, "{}", faults.summary())
+}
+
+/// The exit code of a command that only writes; 2 where that failed.
+fn written(outcome: io::Result<ExitCode>) -> ExitCode {
+    match outcome {
+        Ok(code) => code,
+        // Whoever read the output has gone away: there is nobody left to tell.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("error: cannot write the result: {error}");
+            ExitCode::from(2)
+        }
+    }
 }

@@ -10,7 +10,9 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::policy::{self, Code, Fault, Faults, Loaded, MAX_FILE_BYTES, Revision, SourceFile};
+use jiff::Timestamp;
+
+use crate::policy::{self, Code, Fault, Faults, Loaded, MAX_FILE_BYTES, Reviewed, Revision, SourceFile};
 
 /// What stands at the paths.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -37,6 +39,11 @@ impl Sources {
     /// Every fault of every file and link.
     pub fn load(&self) -> Result<Loaded, Faults> {
         policy::load_with(&self.files, self.faults.clone())
+    }
+
+    /// The policy with what a reviewer would ask about it at this moment.
+    pub fn review(&self, now: Timestamp) -> Reviewed {
+        policy::review(&self.files, self.faults.clone(), now)
     }
 
     /// The revision of the files, whether they are valid or not.

@@ -2,8 +2,6 @@
 //!
 //! Nothing stops at the first fault: what cannot be read is reported and left out, and reading goes on.
 
-use std::collections::BTreeSet;
-
 use jiff::Timestamp;
 
 use super::document::{AllowEntry, Document, ExternalEntry, Fact, PeerText, ServiceEntry};
@@ -124,8 +122,12 @@ fn service(key: &Sited<String>, node: &Node, report: &mut Report<'_>) -> Option<
 
 fn external(key: &Sited<String>, node: &Node, report: &mut Report<'_>) -> Option<ExternalEntry> {
     let name = names::declared(key, "external", report);
-    let addresses = externals::addresses(&key.value, node, report);
-    name.map(|name| ExternalEntry { name, addresses })
+    let (addresses, cidrs) = externals::addresses(&key.value, node, report);
+    name.map(|name| ExternalEntry {
+        name,
+        addresses,
+        cidrs,
+    })
 }
 
 fn edge(node: &Node, report: &mut Report<'_>) -> Option<AllowEntry> {
@@ -143,7 +145,7 @@ fn edge(node: &Node, report: &mut Report<'_>) -> Option<AllowEntry> {
     };
     let from = ends("from", report);
     let to = ends("to", report);
-    let mut ports = BTreeSet::new();
+    let mut ports = Vec::new();
     if let Some(list) = fields.need("ports", report) {
         for one in fields::one_or_many(list, "`ports`", report) {
             ports.extend(port(one, report));
@@ -163,13 +165,16 @@ fn edge(node: &Node, report: &mut Report<'_>) -> Option<AllowEntry> {
     })
 }
 
-fn port(node: &Node, report: &mut Report<'_>) -> Option<Ports> {
+fn port(node: &Node, report: &mut Report<'_>) -> Option<Sited<Ports>> {
     let (Value::Number(text) | Value::Text(text)) = &node.value else {
         fields::wrong_type(node, "`ports` holds numbers and forms such as `53/udp`", report);
         return None;
     };
     match text.parse() {
-        Ok(ports) => Some(ports),
+        Ok(value) => Some(Sited {
+            value,
+            site: node.site,
+        }),
         Err(error) => {
             let error: super::ports::PortsError = error;
             report
@@ -180,7 +185,7 @@ fn port(node: &Node, report: &mut Report<'_>) -> Option<Ports> {
     }
 }
 
-fn until(node: &Node, report: &mut Report<'_>) -> Option<Timestamp> {
+fn until(node: &Node, report: &mut Report<'_>) -> Option<Sited<Timestamp>> {
     let text = fields::text(
         node,
         "`until` is a time as text, such as 2026-12-01T00:00:00Z",
@@ -198,7 +203,10 @@ fn until(node: &Node, report: &mut Report<'_>) -> Option<Timestamp> {
                 "write date, time and offset, such as `2026-12-01T00:00:00Z` or `2026-12-01T00:00:00+01:00`",
             );
     }
-    time
+    time.map(|value| Sited {
+        value,
+        site: text.site,
+    })
 }
 
 fn tests(node: &Node, report: &mut Report<'_>) -> Vec<Sited<Fact>> {

@@ -27,6 +27,7 @@ pub(super) struct ServiceEntry {
 pub(super) struct ExternalEntry {
     pub(super) name: Sited<Name>,
     pub(super) addresses: crate::net::AddressSet,
+    pub(super) cidrs: Vec<Sited<ipnet::IpNet>>,
 }
 
 #[derive(Debug)]
@@ -34,8 +35,8 @@ pub(super) struct AllowEntry {
     pub(super) site: Site,
     pub(super) from: Vec<Sited<PeerText>>,
     pub(super) to: Vec<Sited<PeerText>>,
-    pub(super) ports: std::collections::BTreeSet<Ports>,
-    pub(super) until: Option<Timestamp>,
+    pub(super) ports: Vec<Sited<Ports>>,
+    pub(super) until: Option<Sited<Timestamp>>,
     pub(super) why: Option<String>,
 }
 

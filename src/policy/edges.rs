@@ -65,6 +65,7 @@ impl<'s, 'd> Edges<'s, 'd> {
                     ports: fact.value.ports,
                     expected: fact.value.expected,
                     location: report.location(fact.site),
+                    range: fact.site.start..fact.site.end,
                 });
             }
         }
@@ -95,17 +96,19 @@ impl<'s, 'd> Edges<'s, 'd> {
                 );
             return;
         }
+        let ports: BTreeSet<Ports> = entry.ports.iter().map(|ports| ports.value).collect();
+        let until = entry.until.as_ref().map(|until| until.value);
         for (to_site, to) in &to {
             for (from_site, from) in &from {
                 if !check_owner((*from_site, from), (*to_site, to), segment, report) {
                     continue;
                 }
-                let key = (from.clone(), to.clone(), entry.ports.clone(), entry.until);
+                let key = (from.clone(), to.clone(), ports.clone(), until);
                 self.edges.entry(key).or_insert_with(|| Edge {
                     from: from.clone(),
                     to: to.clone(),
-                    ports: entry.ports.clone(),
-                    until: entry.until,
+                    ports: ports.clone(),
+                    until,
                     why: entry.why.clone(),
                     location: report.location(entry.site),
                 });

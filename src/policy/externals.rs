@@ -8,10 +8,10 @@ use super::text::{Report, Sited};
 use super::yaml::Node;
 use crate::net::AddressSet;
 
-/// The addresses of the external `name`; what is wrong with them is reported.
-pub(super) fn addresses(name: &str, node: &Node, report: &mut Report<'_>) -> AddressSet {
+/// The addresses of the external `name`, and its `cidrs` as written; what is wrong with them is reported.
+pub(super) fn addresses(name: &str, node: &Node, report: &mut Report<'_>) -> (AddressSet, Vec<Sited<IpNet>>) {
     let Some(fields) = Fields::of(node, "an external", &["cidrs", "except"], report) else {
-        return AddressSet::default();
+        return Default::default();
     };
     let mut complete = true;
     let mut read = |node: Option<&Node>, field: &str, report: &mut Report<'_>| -> Vec<Sited<IpNet>> {
@@ -29,7 +29,7 @@ pub(super) fn addresses(name: &str, node: &Node, report: &mut Report<'_>) -> Add
     let exclude: Vec<IpNet> = except.iter().map(|net| net.value).collect();
     let addresses = AddressSet::new(&include, &exclude);
     if !complete || cidrs.is_empty() {
-        return addresses;
+        return (addresses, cidrs);
     }
     for net in &except {
         let touches = |other: &IpNet| other.contains(&net.value) || net.value.contains(other);
@@ -52,7 +52,7 @@ pub(super) fn addresses(name: &str, node: &Node, report: &mut Report<'_>) -> Add
             )
             .help("remove the external, or except less");
     }
-    addresses
+    (addresses, cidrs)
 }
 
 fn cidr(node: &Node, field: &str, report: &mut Report<'_>) -> Option<Sited<IpNet>> {

@@ -1,6 +1,7 @@
 //! Faults: what is wrong with a policy, where it stands and what was probably meant.
 //!
-//! In: places in the text of files. Out: [`Faults`], which render themselves in the style of rustc.
+//! In: places in the text of files. Out: [`Faults`], which refuse a policy, and [`Warnings`], which do not; both render
+//! themselves in the style of rustc. Each code's explanation is `explain/CODE.md`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,28 +10,53 @@ use std::ops::Range;
 use super::Location;
 
 macro_rules! codes {
-    ($($(#[doc = $doc:literal])+ $name:ident = $text:literal,)+) => {
+    ($($severity:ident { $($(#[doc = $doc:literal])+ $name:ident = $text:literal,)+ })+) => {
         /// What kind of fault it is. The texts are stable: they may be searched for and written down.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code {
-            $($(#[doc = $doc])+ $name,)+
+            $($($(#[doc = $doc])+ $name,)+)+
         }
 
         impl Code {
             /// Every code, in order.
-            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+            pub const ALL: &'static [Self] = &[$($(Self::$name,)+)+];
 
             /// The code as text, such as `CFD031`.
             pub fn as_str(self) -> &'static str {
                 match self {
-                    $(Self::$name => $text,)+
+                    $($(Self::$name => $text,)+)+
+                }
+            }
+
+            /// Whether a policy with it is refused.
+            pub fn severity(self) -> Severity {
+                match self {
+                    $($(Self::$name)|+ => Severity::$severity,)+
+                }
+            }
+
+            /// A short text in Markdown: a title, what it is about, a wrong and a right example.
+            pub fn explanation(self) -> &'static str {
+                match self {
+                    $($(Self::$name => include_str!(concat!("explain/", $text, ".md")),)+)+
                 }
             }
         }
     };
 }
 
+/// What a finding means for the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The policy is refused.
+    Error,
+    /// The policy is as good as any; a reviewer would ask.
+    Warning,
+}
+
 codes! {
+    Error {
     /// A file over [`super::MAX_FILE_BYTES`].
     TooLarge = "CFD001",
     /// A file that is not UTF-8.
@@ -95,7 +121,40 @@ codes! {
     BadTime = "CFD050",
     /// A line of `tests` that cannot be read.
     BadTest = "CFD051",
+    }
+    Warning {
+    /// An edge that another edge between the same ends covers.
+    Covered = "CFD100",
+    /// A service that no edge leads to or from.
+    NoEdge = "CFD101",
+    /// An edge with `any` where the tests between the same ends name ports.
+    AnyForNamed = "CFD102",
+    /// A range of an external that is wider than any organisation's.
+    WideExternal = "CFD103",
+    /// An edge whose `until` is past.
+    Ended = "CFD104",
+    /// An edge from `world` to a port of a database.
+    WorldToDatabase = "CFD105",
+    }
 }
+
+impl std::str::FromStr for Code {
+    type Err = UnknownCode;
+
+    /// Upper or lower case.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut codes = Self::ALL.iter();
+        codes
+            .find(|code| code.as_str().eq_ignore_ascii_case(text))
+            .copied()
+            .ok_or_else(|| UnknownCode(text.to_owned()))
+    }
+}
+
+/// A text that is no code.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no code `{0}`: codes look like `CFD031`")]
+pub struct UnknownCode(String);
 
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -103,7 +162,7 @@ impl fmt::Display for Code {
     }
 }
 
-/// Something wrong in a policy.
+/// Something wrong in a policy, or worth a warning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     pub code: Code,
@@ -165,15 +224,14 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Every fault of every file, by file and place; never empty when it is an error.
+/// Every fault of every file, by file and place; never empty, and all of [`Severity::Error`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Faults(Vec<Fault>);
 
 impl Faults {
     /// `None` without faults; sorts them and drops repetitions.
-    pub fn new(mut faults: Vec<Fault>) -> Option<Self> {
-        faults.sort_by(|a, b| (&a.location, a.code, &a.message).cmp(&(&b.location, b.code, &b.message)));
-        faults.dedup_by(|a, b| a.location == b.location && a.code == b.code && a.message == b.message);
+    pub fn new(faults: Vec<Fault>) -> Option<Self> {
+        let faults = in_order(faults);
         (!faults.is_empty()).then_some(Self(faults))
     }
 
@@ -189,13 +247,45 @@ impl Faults {
 
     /// `12 faults in 3 files`.
     pub fn summary(&self) -> String {
-        let files: BTreeSet<&str> = self.iter().map(|fault| fault.location.file.as_str()).collect();
-        format!(
-            "{} in {}",
-            count(self.0.len(), "fault"),
-            count(files.len(), "file")
-        )
+        summary(&self.0, "fault")
     }
+}
+
+/// What a reviewer would ask about a policy, by file and place; often none. All of [`Severity::Warning`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Warnings(Vec<Fault>);
+
+impl Warnings {
+    /// Sorts them and drops repetitions.
+    pub fn new(warnings: Vec<Fault>) -> Self {
+        Self(in_order(warnings))
+    }
+
+    /// The warnings in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Fault> {
+        self.0.iter()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// `2 warnings in 1 file`.
+    pub fn summary(&self) -> String {
+        summary(&self.0, "warning")
+    }
+}
+
+fn in_order(mut faults: Vec<Fault>) -> Vec<Fault> {
+    faults.sort_by(|a, b| (&a.location, a.code, &a.message).cmp(&(&b.location, b.code, &b.message)));
+    faults.dedup_by(|a, b| a.location == b.location && a.code == b.code && a.message == b.message);
+    faults
+}
+
+fn summary(faults: &[Fault], noun: &str) -> String {
+    let files: BTreeSet<&str> = faults.iter().map(|fault| fault.location.file.as_str()).collect();
+    format!("{} in {}", count(faults.len(), noun), count(files.len(), "file"))
 }
 
 impl<'a> IntoIterator for &'a Faults {

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::document::Document;
-use super::fault::{Code, Fault, Faults, count};
+use super::fault::{Code, Fault, Faults, Warnings, count};
 use super::text::{Report, Site, Text};
-use super::{Name, Policy, decode, resolve, yaml};
+use super::{Name, Policy, decode, resolve, warnings, yaml};
 
 /// The largest policy file that is read.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
@@ -88,39 +89,91 @@ pub fn load(files: &[SourceFile]) -> Result<Loaded, Faults> {
 /// # Errors
 /// Every fault, those found before included.
 pub fn load_with(files: &[SourceFile], found_before: Vec<Fault>) -> Result<Loaded, Faults> {
-    let mut sorted: Vec<&SourceFile> = files.iter().collect();
-    sorted.sort_by(|a, b| a.path.cmp(&b.path));
-    let texts: Vec<Result<&str, Box<Fault>>> = sorted.iter().map(|file| decoded(file)).collect();
-    let shown = sorted
-        .iter()
-        .zip(&texts)
-        .map(|(file, text)| Text::new(&file.path, text.as_ref().map_or("", |text| text)));
-    let mut report = Report::new(shown.collect());
-    for fault in found_before {
-        report.push(fault);
+    Read::new(files, found_before).loaded(files)
+}
+
+/// A policy as [`load_with`] reads it, and what a reviewer would ask about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reviewed {
+    pub loaded: Result<Loaded, Faults>,
+    /// With faults, only those that do not need the whole policy.
+    pub warnings: Warnings,
+}
+
+/// Reads a policy and looks at it as a reviewer would at this moment.
+pub fn review(files: &[SourceFile], found_before: Vec<Fault>, now: Timestamp) -> Reviewed {
+    let mut read = Read::new(files, found_before);
+    let warnings = read.warnings(now);
+    Reviewed {
+        loaded: read.loaded(files),
+        warnings,
     }
-    let mut documents = Vec::new();
-    let mut unread = Vec::new();
-    for (index, (file, text)) in sorted.iter().zip(texts).enumerate() {
-        match text {
-            Err(fault) => {
-                unread.push(file.path.as_str());
-                report.push(*fault);
+}
+
+/// The files as read, before it is decided whether they are a policy.
+struct Read<'f> {
+    documents: Vec<Document>,
+    policy: Policy,
+    segments: BTreeSet<Name>,
+    report: Report<'f>,
+    faults: Vec<Fault>,
+}
+
+impl<'f> Read<'f> {
+    fn new(files: &'f [SourceFile], found_before: Vec<Fault>) -> Self {
+        let mut sorted: Vec<&SourceFile> = files.iter().collect();
+        sorted.sort_by(|a, b| a.path.cmp(&b.path));
+        let texts: Vec<Result<&str, Box<Fault>>> = sorted.iter().map(|file| decoded(file)).collect();
+        let shown = sorted
+            .iter()
+            .zip(&texts)
+            .map(|(file, text)| Text::new(&file.path, text.as_ref().map_or("", |text| text)));
+        let mut report = Report::new(shown.collect());
+        for fault in found_before {
+            report.push(fault);
+        }
+        let mut documents = Vec::new();
+        let mut unread = Vec::new();
+        for (index, (file, text)) in sorted.iter().zip(texts).enumerate() {
+            match text {
+                Err(fault) => {
+                    unread.push(file.path.as_str());
+                    report.push(*fault);
+                }
+                Ok(text) => match document(index, text, &mut report) {
+                    Some(document) if document.segment.is_some() => documents.push(document),
+                    _ => unread.push(file.path.as_str()),
+                },
             }
-            Ok(text) => match document(index, text, &mut report) {
-                Some(document) if document.segment.is_some() => documents.push(document),
-                _ => unread.push(file.path.as_str()),
-            },
+        }
+        let (policy, segments) = resolve::policy(&documents, &unread, &mut report);
+        let faults = report.take();
+        Self {
+            documents,
+            policy,
+            segments,
+            report,
+            faults,
         }
     }
-    let (policy, segments) = resolve::policy(&documents, &unread, &mut report);
-    match Faults::new(report.into_faults()) {
-        Some(faults) => Err(faults),
-        None => Ok(Loaded {
-            policy,
-            revision: revision(files),
-            segments,
-        }),
+
+    fn warnings(&mut self, now: Timestamp) -> Warnings {
+        warnings::about_parts(&self.documents, now, &mut self.report);
+        if self.faults.is_empty() {
+            warnings::about_whole(&self.documents, &self.policy, now, &mut self.report);
+        }
+        Warnings::new(self.report.take())
+    }
+
+    fn loaded(self, files: &[SourceFile]) -> Result<Loaded, Faults> {
+        match Faults::new(self.faults) {
+            Some(faults) => Err(faults),
+            None => Ok(Loaded {
+                policy: self.policy,
+                revision: revision(files),
+                segments: self.segments,
+            }),
+        }
     }
 }
 

@@ -75,9 +75,7 @@ impl Policy {
     #[must_use]
     pub fn at(&self, now: Timestamp) -> Self {
         let mut policy = self.clone();
-        policy
-            .edges
-            .retain(|edge| edge.until.is_none_or(|until| now < until));
+        policy.edges.retain(|edge| edge.is_in_force(now));
         policy
     }
 

@@ -4,7 +4,8 @@
 //! processes or sockets; reading the directory is `daemon::source`'s.
 //!
 //! The way through: `load` (bytes) -> `yaml` (nodes with places) -> `decode` (a `document` for each file) -> `resolve`
-//! and `edges` (one [`Policy`]). On the way faults are collected in a `text::Report`; `render` shows them.
+//! and `edges` (one [`Policy`]). On the way faults are collected in a `text::Report`; `warnings` adds what a reviewer would ask; `render`
+//! shows both. `outcome` runs the policy's own tests.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod decode;
@@ -16,28 +17,38 @@ mod fields;
 mod load;
 mod meaning;
 mod names;
+mod outcome;
 mod ports;
 mod render;
 mod resolve;
+mod schema;
 mod selector;
 mod selectors;
 mod suggest;
 #[cfg(test)]
 mod tests;
 mod text;
+mod traffic;
+mod warnings;
 mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 use jiff::Timestamp;
 
-pub use self::fault::{Code, Fault, Faults, Other, count};
-pub use self::load::{Loaded, MAX_FILE_BYTES, Revision, SourceFile, load, load_with, revision};
+pub use self::fault::{Code, Fault, Faults, Other, Severity, UnknownCode, Warnings, count};
+pub use self::load::{
+    Loaded, MAX_FILE_BYTES, Reviewed, Revision, SourceFile, load, load_with, review, revision,
+};
 pub use self::meaning::{Membership, Party};
+pub use self::outcome::{Outcome, Part};
 pub use self::ports::PortsError;
-pub use self::render::Colour;
+pub use self::render::{Colour, Failure};
+pub use self::schema::schema;
 pub use self::selector::Selector;
+pub use self::traffic::TrafficSet;
 use crate::net::{AddressSet, IcmpType, PortRange, Transport};
 
 /// A segment's, service's or external's name: a DNS label (lower-case letters, digits and inner hyphens, 1 to 63 bytes).
@@ -145,14 +156,32 @@ pub enum Expectation {
     Unreachable,
 }
 
+impl fmt::Display for Expectation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reachable => "reachable",
+            Self::Unreachable => "unreachable",
+        })
+    }
+}
+
 /// A line of `tests`: `web -> api:8080` under `reachable` or `unreachable`. At least one end is a service.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Test {
     pub from: Peer,
     pub to: Peer,
     pub ports: Ports,
     pub expected: Expectation,
     pub location: Location,
+    /// The place as bytes of the file.
+    pub range: Range<usize>,
+}
+
+impl fmt::Display for Test {
+    /// `shop/web -> shop/api:8080/tcp`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}:{}", self.from, self.to, self.ports)
+    }
 }
 
 /// A set of containers, chosen by selectors.
@@ -198,6 +227,13 @@ pub struct Edge {
     pub until: Option<Timestamp>,
     pub why: Option<String>,
     pub location: Location,
+}
+
+impl Edge {
+    /// Whether it has not ended yet.
+    pub fn is_in_force(&self, now: Timestamp) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
 }
 
 /// One entry of an edge's `ports`.

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Element, Level, Origin, Renderer, Snippet};
 
-use super::Location;
-use super::fault::{Fault, Faults};
+use super::fault::{Fault, Faults, Other, Severity, Warnings};
 use super::load::SourceFile;
+use super::{Location, Outcome, Test};
 
 /// Whether the text may hold terminal colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,34 +18,130 @@ pub enum Colour {
 /// The widest line of source that is shown.
 const MAX_SHOWN_LINE: usize = 400;
 
+/// A line of `tests` that does not hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Failure<'a> {
+    pub test: &'a Test,
+    pub outcome: &'a Outcome<'a>,
+}
+
+/// What is shown of anything: a title, a place, other places, help.
+struct Block<'a> {
+    title: Title<'a>,
+    message: &'a str,
+    location: &'a Location,
+    range: &'a Range<usize>,
+    others: &'a [Other],
+    help: Option<&'a str>,
+}
+
+/// How the title of a block begins: `error[CFD031]`, `warning[CFD100]`, `error`.
+struct Title<'a> {
+    level: Level<'a>,
+    code: Option<&'static str>,
+}
+
 impl Faults {
     /// Every fault with its line of source, a blank line after each; `files` are those that were loaded.
     pub fn render(&self, files: &[SourceFile], colour: Colour) -> String {
-        let renderer = match colour {
-            Colour::Plain => Renderer::plain(),
-            Colour::Coloured => Renderer::styled(),
-        };
-        let mut text = String::new();
-        for fault in self {
-            text.push_str(&render(fault, files, &renderer));
-            text.push_str("\n\n");
-        }
-        text
+        let renderer = renderer(colour);
+        let shown = self.iter().map(|fault| render_fault(fault, files, &renderer));
+        shown.collect()
     }
 }
 
-fn render(fault: &Fault, files: &[SourceFile], renderer: &Renderer) -> String {
-    let mut group = Level::ERROR
-        .primary_title(&fault.message)
-        .id(fault.code.as_str())
-        .elements(shown(files, &fault.location, &fault.range, None));
-    for other in &fault.others {
+impl Warnings {
+    /// Every warning as [`Faults::render`] would show it.
+    pub fn render(&self, files: &[SourceFile], colour: Colour) -> String {
+        let renderer = renderer(colour);
+        let shown = self.iter().map(|fault| render_fault(fault, files, &renderer));
+        shown.collect()
+    }
+}
+
+impl Failure<'_> {
+    /// The test with its line of source and the edge that stands against it, a blank line after it.
+    pub fn render(&self, files: &[SourceFile], colour: Colour) -> String {
+        let message = self.outcome.message(self.test).unwrap_or_default();
+        let help = self.outcome.help(self.test);
+        let mut others = Vec::new();
+        if let Outcome::Permitted(edge, _) = self.outcome {
+            others.push(Other {
+                location: edge.location.clone(),
+                range: first_character(files, &edge.location),
+                text: "this edge permits it".to_owned(),
+            });
+        }
+        let block = Block {
+            title: Title {
+                level: Level::ERROR,
+                code: None,
+            },
+            message: &message,
+            location: &self.test.location,
+            range: &self.test.range,
+            others: &others,
+            help: help.as_deref(),
+        };
+        render(&block, files, &renderer(colour))
+    }
+}
+
+fn renderer(colour: Colour) -> Renderer {
+    match colour {
+        Colour::Plain => Renderer::plain(),
+        Colour::Coloured => Renderer::styled(),
+    }
+}
+
+fn render_fault(fault: &Fault, files: &[SourceFile], renderer: &Renderer) -> String {
+    let level = match fault.code.severity() {
+        Severity::Error => Level::ERROR,
+        Severity::Warning => Level::WARNING,
+    };
+    let block = Block {
+        title: Title {
+            level,
+            code: Some(fault.code.as_str()),
+        },
+        message: &fault.message,
+        location: &fault.location,
+        range: &fault.range,
+        others: &fault.others,
+        help: fault.help.as_deref(),
+    };
+    render(&block, files, renderer)
+}
+
+fn render(block: &Block<'_>, files: &[SourceFile], renderer: &Renderer) -> String {
+    let mut title = block.title.level.clone().primary_title(block.message);
+    if let Some(code) = block.title.code {
+        title = title.id(code);
+    }
+    let mut group = title.elements(shown(files, block.location, block.range, None));
+    for other in block.others {
         group = group.elements(shown(files, &other.location, &other.range, Some(&other.text)));
     }
-    if let Some(help) = &fault.help {
+    if let Some(help) = block.help {
         group = group.element(Level::HELP.message(help));
     }
-    renderer.render(&[group])
+    format!("{}\n\n", renderer.render(&[group]))
+}
+
+/// The first character of what stands at a place, as bytes of its file.
+fn first_character(files: &[SourceFile], location: &Location) -> Range<usize> {
+    let text = files
+        .iter()
+        .find(|file| file.path == location.file)
+        .and_then(|file| std::str::from_utf8(&file.bytes).ok())
+        .unwrap_or("");
+    let lines = text.split_inclusive('\n').take(location.line.saturating_sub(1));
+    let start: usize = lines.map(str::len).sum();
+    let rest = text.get(start..).unwrap_or("");
+    let mut characters = rest.char_indices().skip(location.column.saturating_sub(1));
+    characters
+        .next()
+        .map_or(0..0, |(at, c)| start + at..start + at + c.len_utf8())
 }
 
 /// The line of a place with a mark under it; the place alone when its line cannot be shown.

@@ -119,8 +119,9 @@ impl<'a> Report<'a> {
         self.faults.len() > 500
     }
 
-    pub(super) fn into_faults(self) -> Vec<Fault> {
-        self.faults
+    /// Hands over what was found so far.
+    pub(super) fn take(&mut self) -> Vec<Fault> {
+        std::mem::take(&mut self.faults)
     }
 }
 

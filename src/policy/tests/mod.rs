@@ -1,8 +1,11 @@
 //! Tests of the whole room: texts in, policies or faults out.
 
+mod explain;
 mod faults;
 mod meaning;
+mod outcome;
 mod random;
+mod warnings;
 
 use std::collections::BTreeSet;
 
@@ -62,7 +65,10 @@ allow:
   - { from: api, to: pay, ports: 443 }
   - { from: ops/prometheus, to: scraped, ports: [9100] }
   - { from: host, to: shop/web, ports: icmp/echo-request }
-  - { from: "*", to: world, ports: [icmp] }
+  - { from: "*", to: world, ports: [icmp], until: 2026-12-01T00:00:00Z }
+tests:
+  reachable: ["web -> api:8080", "world -> web:443"]
+  unreachable: ["api -> pay:any"]
 "#;
 const OPS: &str = "cofferdam: 1\nsegment: ops\nservices: { prometheus: { select: { image: \"prom/*\" } } }\n";
 

@@ -7,8 +7,20 @@ use super::*;
 /// A policy from a text with a fault would be the worst: whatever loads must be free of faults and complete.
 fn check_total(bytes: Vec<u8>) {
     let files = [file("a.yaml", bytes), file("b.yaml", OPS)];
-    match load(&files) {
+    let now = "2026-06-01T00:00:00Z".parse().unwrap();
+    let reviewed = review(&files, Vec::new(), now);
+    assert_eq!(
+        reviewed.warnings.render(&files, Colour::Plain).is_empty(),
+        reviewed.warnings.is_empty()
+    );
+    let loaded = load(&files);
+    assert_eq!(loaded, reviewed.loaded, "warnings change nothing");
+    match loaded {
         Ok(loaded) => {
+            for test in &loaded.policy.tests {
+                let outcome = loaded.policy.outcome(test, now);
+                assert_eq!(outcome == Outcome::Holds, outcome.message(test).is_none());
+            }
             for edge in &loaded.policy.edges {
                 assert!(!edge.ports.is_empty());
                 for end in [&edge.from, &edge.to] {
