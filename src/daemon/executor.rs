@@ -348,7 +348,7 @@ fn ends(flow: &Flow, planner: &Planner, addresses: &Addresses<'_>) -> bool {
 }
 
 /// The host's own addresses, all interfaces'.
-fn host_addresses() -> BTreeSet<IpAddr> {
+pub fn host_addresses() -> BTreeSet<IpAddr> {
     let interfaces = match nix::ifaddrs::getifaddrs() {
         Ok(interfaces) => interfaces,
         Err(error) => {

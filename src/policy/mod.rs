@@ -38,6 +38,7 @@ pub use self::meaning::{Membership, Party};
 pub use self::ports::PortsError;
 pub use self::render::Colour;
 pub use self::selector::Selector;
+pub(crate) use self::suggest::closest;
 use crate::net::{AddressSet, IcmpType, PortRange, Transport};
 
 /// A segment's, service's or external's name: a DNS label (lower-case letters, digits and inner hyphens, 1 to 63 bytes).
@@ -84,6 +85,20 @@ pub struct ScopedName {
 impl fmt::Display for ScopedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.segment, self.name)
+    }
+}
+
+impl std::str::FromStr for ScopedName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (segment, name) = text
+            .split_once('/')
+            .ok_or_else(|| "a full name is `segment/name`".to_owned())?;
+        Ok(Self {
+            segment: segment.parse()?,
+            name: name.parse()?,
+        })
     }
 }
 
