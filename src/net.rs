@@ -311,6 +311,21 @@ impl AddressSet {
         }
     }
 
+    /// Its addresses that are not in the other.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        fn pairs<T: Copy + Into<IpAddr>>(ranges: &[(T, T)]) -> Vec<(u128, u128)> {
+            let number = |(a, b): &(T, T)| (to_number((*a).into()), to_number((*b).into()));
+            ranges.iter().map(number).collect()
+        }
+        let v4 = subtract(&pairs(&self.v4), &pairs(&other.v4)).into_iter();
+        let v6 = subtract(&pairs(&self.v6), &pairs(&other.v6)).into_iter();
+        Self {
+            v4: v4.map(|(a, b)| (to_v4(a), to_v4(b))).collect(),
+            v6: v6.map(|(a, b)| (a.into(), b.into())).collect(),
+        }
+    }
+
     /// Whether it holds no address at all.
     pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()

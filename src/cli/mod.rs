@@ -4,7 +4,9 @@ mod apply;
 pub mod check;
 mod down;
 mod explain;
+mod graph;
 mod guard;
+mod plan;
 mod policies;
 mod run;
 mod status;
@@ -26,8 +28,8 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, or status --check found the daemon not enforcing; 2 \
-wrong usage; 3 no daemon answers; 4 explain: it is denied; 10 settings; 11 missing privileges; 12 no engine; 13 engine too old; 14 nft missing or \
-failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system refused something";
+wrong usage, or plan found changes; 3 no daemon answers; 4 explain: it is denied; 10 settings; 11 missing privileges; 12 no engine; 13 engine too old; 14 nft missing or \
+failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system refused something; 19 what a saved plan was made from has changed";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -39,8 +41,12 @@ enum Command {
     Guard(guard::GuardArgs),
     /// Validate policy files: every fault, with its place
     Check(check::Args),
+    /// Show what a policy would change: edges, services, networks; on a host also containers and open connections
+    Plan(plan::PlanArgs),
     /// Say which edge permits a connection, or which is missing and where it would be written
     Explain(explain::ExplainArgs),
+    /// Draw which service may reach which: DOT, Mermaid or SVG
+    Graph(graph::GraphArgs),
     /// Show what is in force: policy, services, endpoints, edges and their hits
     Status(status::StatusArgs),
     /// Remove every trace: rules and networks
@@ -70,6 +76,8 @@ pub fn main() -> ExitCode {
         Command::Apply(args) => concluded(apply::run(args)),
         Command::Guard(args) => concluded(guard::run(args)),
         Command::Check(args) => check::run(&args),
+        Command::Plan(args) => concluded(plan::run(args)),
+        Command::Graph(args) => concluded(graph::run(args)),
         Command::Explain(args) => concluded(explain::run(args)),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Down(args) => concluded(down::run(args)),

@@ -12,17 +12,15 @@ use crate::policy::{Colour, Edge, Loaded, SourceFile, load};
 
 /// Why there is no policy to speak of; it has been said on standard error.
 pub(super) const FAULTS: u8 = 1;
-/// A path cannot be read.
-const UNREADABLE: u8 = 2;
 
 /// Reads and validates a policy directory. Faults are printed.
 ///
 /// # Errors
-/// The exit code: 1 for faults, 2 where the path cannot be read.
+/// The exit code 1: for faults, and where the path cannot be read.
 pub(super) fn read(path: &Path) -> Result<Loaded, ExitCode> {
     let sources = source::read(&[path]).map_err(|error| {
         eprintln!("cofferdam: {error}: {}", error.source);
-        ExitCode::from(UNREADABLE)
+        ExitCode::from(FAULTS)
     })?;
     sources.load().map_err(|faults| {
         eprint!("{}", faults.render(&sources.files, colour(std::io::stderr())));

@@ -331,6 +331,11 @@ fn base_chains(ruleset: &Ruleset) -> impl Iterator<Item = (TableFamily, &ChainNa
 
 /// Whether the policy no longer permits the connection.
 fn ends(flow: &Flow, planner: &Planner, addresses: &Addresses<'_>) -> bool {
+    !may_go_on(planner.rights(), addresses, open_flow(flow))
+}
+
+/// A tracked flow by its true ends.
+pub(super) fn open_flow(flow: &Flow) -> OpenFlow {
     let port = flow.server_port().unwrap_or_default();
     let traffic = match (flow.protocol, flow.icmp_type()) {
         (_, Some(kind)) => Traffic::Icmp(kind),
@@ -339,12 +344,11 @@ fn ends(flow: &Flow, planner: &Planner, addresses: &Addresses<'_>) -> bool {
         (132, _) => Traffic::Port(Transport::Sctp, port),
         (other, _) => Traffic::Other(other),
     };
-    let open = OpenFlow {
+    OpenFlow {
         client: flow.client(),
         server: flow.server(),
         traffic,
-    };
-    !may_go_on(planner.rights(), addresses, open)
+    }
 }
 
 /// The host's own addresses, all interfaces'.

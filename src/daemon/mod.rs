@@ -21,6 +21,7 @@ mod findings;
 pub mod guard;
 pub mod lock;
 pub mod once;
+pub mod preview;
 pub mod reader;
 pub mod refusal;
 pub mod reload;

@@ -4,6 +4,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod explain;
+pub mod graph;
 mod identity;
 mod networks;
 mod rights;
