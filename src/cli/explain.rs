@@ -16,11 +16,11 @@ use crate::daemon::control::{Answer, InForce, Request, ask};
 use crate::daemon::executor::host_addresses;
 use crate::daemon::status::{ContainerStatus, Status};
 use crate::model::explain::{
-    Explanation, Host, Knowledge, Outcome, Part, Place, Question, QuestionError, Ruling, explain,
+    End, Explanation, Host, Knowledge, Outcome, Part, Place, Question, QuestionError, Ruling, explain,
 };
 use crate::model::{Identity, Rights, Standing};
 use crate::net::Family;
-use crate::policy::Edge;
+use crate::policy::{Edge, Policy};
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
@@ -44,48 +44,82 @@ const USAGE: u8 = 2;
 pub(super) fn run(args: ExplainArgs) -> Result<ExitCode, Refusal> {
     let named = args.settings.overrides.policies.is_some();
     let settings = args.settings.load()?;
-    let socket = settings.control_socket.clone();
-    let daemon = Daemon::ask(&socket)?;
+    let socket = settings.control_socket.display();
+    let (daemon, silence) = match Daemon::ask(&settings.control_socket)? {
+        Ok(daemon) => (Some(daemon), String::new()),
+        Err(error) => (None, format!("no daemon answers at {socket} ({error})")),
+    };
     let mut remarks = Vec::new();
-    let in_force = daemon
-        .as_ref()
-        .map(|it| &it.policy)
-        .filter(|it| it.revision.is_some());
-    let loaded = match in_force.filter(|_| !named) {
-        Some(in_force) => policies::of_daemon(&in_force.sources()),
+    let in_force = daemon.as_ref().map(|it| &it.policy);
+    let in_force = match in_force.filter(|it| it.revision.is_some()) {
+        None => None,
+        Some(in_force) => match policies::of_daemon(&in_force.sources()) {
+            Ok(loaded) => Some((loaded, in_force)),
+            Err(code) => return Ok(code),
+        },
+    };
+    let rights = match in_force.as_ref().filter(|_| !named) {
+        Some((loaded, in_force)) => Rights {
+            mode: in_force.mode,
+            unmanaged: in_force.unmanaged,
+            ..settings.rights(loaded.policy.clone())
+        },
         None => {
             if !named {
                 let directory = settings.policies.display();
-                remarks.push(format!(
-                    "no daemon says what is in force: this is the policy in {directory}"
-                ));
+                let why = if silence.is_empty() {
+                    "the daemon has no policy yet"
+                } else {
+                    silence.as_str()
+                };
+                remarks.push(format!("{why}: this is the policy in {directory}"));
             }
-            policies::read(&settings.policies)
+            match policies::read(&settings.policies) {
+                Ok(loaded) => settings.rights(loaded.policy),
+                Err(code) => return Ok(code),
+            }
         }
     };
-    let loaded = match loaded {
-        Ok(loaded) => loaded,
-        Err(code) => return Ok(code),
-    };
-    let mut rights = settings.rights(loaded.policy);
-    if let Some(in_force) = in_force.filter(|_| !named) {
-        (rights.mode, rights.unmanaged) = (in_force.mode, in_force.unmanaged);
-    }
     let knowledge = daemon
         .as_ref()
         .map_or(Knowledge::PolicyAlone, |it| Knowledge::Of(&it.host));
     let question = match Question::parse(&args.from, &args.to, &rights.policy, knowledge) {
         Ok(question) => question,
+        Err(error @ QuestionError::NoDaemon { .. }) => {
+            eprintln!("cofferdam: {error}: {silence}");
+            return Ok(ExitCode::from(NO_DAEMON));
+        }
         Err(error) => {
             eprintln!("cofferdam: {error}");
-            return Ok(ExitCode::from(match error {
-                QuestionError::NoDaemon { .. } => NO_DAEMON,
-                _ => USAGE,
-            }));
+            return Ok(ExitCode::from(USAGE));
         }
     };
+    // The daemon knows what its own policy selects.
+    let is_container = |end: &End| matches!(end, End::Container { .. });
+    if let Some((loaded, _)) = &in_force
+        && named
+        && (is_container(&question.from) || is_container(&question.to))
+        && !selects_alike(&loaded.policy, &rights.policy)
+    {
+        eprintln!(
+            "cofferdam: {} selects containers in another way than the policy in force, so whose a container would be is \
+             not known: name the services instead",
+            settings.policies.display()
+        );
+        return Ok(ExitCode::from(USAGE));
+    }
     remarks.extend(question.remarks.clone());
     answered(&rights, question, remarks, args.json)
+}
+
+fn selects_alike(one: &Policy, other: &Policy) -> bool {
+    let selectors = |policy: &Policy| -> Vec<_> {
+        let services = policy.services.iter();
+        services
+            .map(|(id, service)| (id.clone(), service.selectors.clone()))
+            .collect()
+    };
+    selectors(one) == selectors(other)
 }
 
 fn answered(
@@ -119,21 +153,22 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// `None` where none answers.
-    fn ask(socket: &Path) -> Result<Option<Self>, Refusal> {
+    /// The inner error: none answers.
+    fn ask(socket: &Path) -> Result<std::io::Result<Self>, Refusal> {
         let asked = block_on(async {
             let status = ask(socket, Request::Status).await;
             Ok((status, ask(socket, Request::Policy).await))
         });
         match asked? {
-            (Ok(Answer::Status(status)), Ok(Answer::Policy(policy))) => Ok(Some(Self {
+            (Ok(Answer::Status(status)), Ok(Answer::Policy(policy))) => Ok(Ok(Self {
                 policy: *policy,
                 host: host(&status),
             })),
+            (Err(error), _) | (_, Err(error)) => Ok(Err(error)),
             (Ok(Answer::Error(message)), _) | (_, Ok(Answer::Error(message))) => {
                 Err(Refusal::system("ask the daemon", message))
             }
-            _ => Ok(None),
+            _ => Err(Refusal::system("ask the daemon", "it answers another question")),
         }
     }
 }
