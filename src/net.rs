@@ -319,6 +319,22 @@ impl AddressSet {
         }
     }
 
+    /// Its addresses that are not in the other.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        let left = |family| self.ranges(family).without(&other.ranges(family));
+        Self {
+            v4: left(Family::V4)
+                .iter()
+                .map(|(a, b)| (to_v4(a), to_v4(b)))
+                .collect(),
+            v6: left(Family::V6)
+                .iter()
+                .map(|(a, b)| (a.into(), b.into()))
+                .collect(),
+        }
+    }
+
     /// Whether it holds no address at all.
     pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()

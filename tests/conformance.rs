@@ -29,6 +29,8 @@ mod case;
 mod daemon;
 #[path = "conformance/engine.rs"]
 mod engine;
+#[path = "conformance/explain.rs"]
+mod explain;
 #[path = "conformance/external.rs"]
 mod external;
 #[path = "conformance/fact.rs"]

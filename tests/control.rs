@@ -28,7 +28,7 @@ fn served(length: usize) -> (tempfile::TempDir, PathBuf, Arc<AtomicUsize>) {
     let listener = listen(&path).unwrap();
     let made = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&made);
-    tokio::spawn(serve_with(listener, move || {
+    tokio::spawn(serve_with(listener, move |_| {
         let number = count.fetch_add(1, Ordering::SeqCst);
         async move {
             // As long as a dump of many counters takes.

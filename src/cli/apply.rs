@@ -1,14 +1,19 @@
 //! `cofferdam apply`: one reconcile, then exit.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 
 use super::{SettingsArgs, block_on, print_json, run::start_log};
+use crate::daemon::preview::Basis;
 use crate::daemon::{Refusal, once};
 
 #[derive(Debug, Args)]
 pub(super) struct ApplyArgs {
+    /// Apply this saved plan: refused when the policy or the containers have changed since it was made
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
@@ -19,7 +24,13 @@ pub(super) struct ApplyArgs {
 pub(super) fn run(args: ApplyArgs) -> Result<ExitCode, Refusal> {
     start_log();
     let settings = args.settings.load()?;
-    let applied = block_on(once::apply(&settings))?;
+    let applied = match &args.plan {
+        None => block_on(once::apply(&settings))?,
+        Some(path) => {
+            let basis = read(path)?;
+            block_on(once::apply_saved(&settings, path, &basis))?
+        }
+    };
     if args.json {
         print_json(&applied)?;
     } else {
@@ -36,4 +47,11 @@ pub(super) fn run(args: ApplyArgs) -> Result<ExitCode, Refusal> {
     } else {
         ExitCode::from(18)
     })
+}
+
+/// What a saved plan was made from; what else the file says is for people.
+fn read(path: &Path) -> Result<Basis, Refusal> {
+    let failed = || format!("read the plan {}", path.display());
+    let text = std::fs::read(path).map_err(|error| Refusal::system(failed(), error))?;
+    serde_json::from_slice(&text).map_err(|error| Refusal::system(failed(), error))
 }

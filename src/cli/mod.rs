@@ -3,8 +3,12 @@
 mod apply;
 pub mod check;
 mod down;
+mod explain;
 mod explain_code;
+mod graph;
 mod guard;
+mod plan;
+mod policies;
 mod run;
 mod sarif;
 mod schema;
@@ -29,9 +33,11 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, or status --check found the daemon not enforcing; 2 \
-wrong usage; 3 no daemon answers, or check --deny-warnings found only warnings; 10 settings; 11 missing privileges; 12 no engine; 13 engine too old; 14 nft missing or \
-failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system refused something";
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, or status --check found the \
+daemon not enforcing; 2 wrong usage, or plan found changes; 3 no daemon answers, or check --deny-warnings found only \
+warnings; 4 explain says that it is denied, in whole or in part; 10 settings; 11 missing privileges; 12 no engine; 13 engine \
+too old; 14 nft missing or failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system \
+refused something; 19 what a saved plan was made from has changed";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -49,6 +55,12 @@ enum Command {
     Schema(schema::Args),
     /// Run the policies' own tests, offline
     Test(test::Args),
+    /// Show what a policy would change: edges, services, networks; on a host also containers and open connections
+    Plan(plan::PlanArgs),
+    /// Say which edge permits a connection, or which is missing and where it would be written
+    Explain(explain::ExplainArgs),
+    /// Draw which service may reach which: DOT, Mermaid or SVG
+    Graph(graph::GraphArgs),
     /// Show what is in force: policy, services, endpoints, edges and their hits
     Status(status::StatusArgs),
     /// Remove every trace: rules and networks
@@ -81,6 +93,9 @@ pub fn main() -> ExitCode {
         Command::ExplainCode(args) => explain_code::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Plan(args) => concluded(plan::run(args)),
+        Command::Graph(args) => concluded(graph::run(args)),
+        Command::Explain(args) => concluded(explain::run(args)),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Down(args) => concluded(down::run(args)),
     }

@@ -25,6 +25,8 @@ use tracing::{debug, warn};
 
 use super::status::Status;
 use crate::kernel::elements::Elements;
+use crate::model::Unmanaged;
+use crate::policy::{self, SourceFile};
 
 /// A request is a few words.
 const LONGEST_REQUEST: u64 = 4096;
@@ -37,11 +39,16 @@ const CLIENTS: usize = 64;
 const SILENT: Duration = Duration::from_millis(50);
 const SLOW: Duration = Duration::from_secs(1);
 
+/// The most that the policy files in force may have together to be told; a file has 1 MiB at most.
+const MOST_POLICY: usize = 32 * 1024 * 1024;
+
 /// What can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub enum Request {
     Status,
+    /// The policy files in force, and the settings that add to their meaning.
+    Policy,
 }
 
 /// What is answered.
@@ -49,7 +56,55 @@ pub enum Request {
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
     Status(Box<Status>),
+    Policy(Box<InForce>),
     Error(String),
+}
+
+/// The policy in force, as it was read. The directory may hold another one by now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// `None`: none was valid yet.
+    pub revision: Option<String>,
+    pub mode: policy::Mode,
+    pub unmanaged: Unmanaged,
+    pub files: Vec<PolicyFile>,
+}
+
+/// A policy file in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyFile {
+    pub path: String,
+    pub text: String,
+}
+
+impl InForce {
+    /// Files that were loaded, so they are text.
+    pub fn files(files: &[SourceFile]) -> Vec<PolicyFile> {
+        let text = |file: &SourceFile| PolicyFile {
+            path: file.path.clone(),
+            text: String::from_utf8_lossy(&file.bytes).into_owned(),
+        };
+        files.iter().map(text).collect()
+    }
+
+    /// The files as they were read.
+    pub fn sources(&self) -> Vec<SourceFile> {
+        let source = |file: &PolicyFile| SourceFile {
+            path: file.path.clone(),
+            bytes: file.text.clone().into_bytes(),
+        };
+        self.files.iter().map(source).collect()
+    }
+
+    fn answer(self: Arc<Self>) -> Answer {
+        let length: usize = self.files.iter().map(|file| file.text.len()).sum();
+        if length > MOST_POLICY {
+            return Answer::Error(format!(
+                "the policy files in force have {length} bytes: only up to {MOST_POLICY} are told"
+            ));
+        }
+        Answer::Policy(Box::new(Arc::unwrap_or_clone(self)))
+    }
 }
 
 /// Opens the socket, in place of one that an earlier daemon left: the lock says that it is nobody's.
@@ -97,15 +152,28 @@ fn require_private(directory: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
 }
 
-/// Tells the status until its sender is gone.
-pub async fn serve(listener: UnixListener, status: watch::Receiver<Arc<Status>>) {
-    serve_with(listener, move || completed(Arc::clone(&status.borrow()))).await;
+/// Tells the status and the policy in force.
+pub async fn serve(
+    listener: UnixListener,
+    status: watch::Receiver<Arc<Status>>,
+    policy: watch::Receiver<Arc<InForce>>,
+) {
+    serve_with(listener, move |request| {
+        let (status, policy) = (Arc::clone(&status.borrow()), Arc::clone(&policy.borrow()));
+        async move {
+            match request {
+                Request::Status => completed(status).await,
+                Request::Policy => policy.answer(),
+            }
+        }
+    })
+    .await;
 }
 
 /// Serves with an answer of this kind, made when it is asked for: at most one at a time, however many ask.
 pub async fn serve_with<A, F>(listener: UnixListener, answer: A)
 where
-    A: Fn() -> F + Send + Sync + 'static,
+    A: Fn(Request) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send,
 {
     let answers = Arc::new(Answers {
@@ -175,15 +243,15 @@ impl Clients {
     }
 }
 
-/// Makes answers. Whoever asks gets one that was begun after that, and shares it with all who asked meanwhile.
+/// Makes answers. Whoever asks gets one that was begun after that, and shares it with all who asked the same meanwhile.
 struct Answers<A> {
     make: A,
-    last: Mutex<Option<(Instant, Arc<[u8]>)>>,
+    last: Mutex<Option<(Request, Instant, Arc<[u8]>)>>,
 }
 
 impl<A, F> Answers<A>
 where
-    A: Fn() -> F,
+    A: Fn(Request) -> F,
     F: Future<Output = Answer>,
 {
     async fn give(&self, mut stream: UnixStream, asked: &AtomicBool) -> io::Result<()> {
@@ -201,22 +269,25 @@ where
             .await?;
         asked.store(true, Ordering::Relaxed);
         let text = match request(&line) {
-            Ok(Request::Status) => self.fresh().await?,
+            Ok(request) => self.fresh(request).await?,
             Err(message) => encoded(&Answer::Error(message))?,
         };
         writer.write_all(&text).await?;
         writer.shutdown().await
     }
 
-    async fn fresh(&self) -> io::Result<Arc<[u8]>> {
+    async fn fresh(&self, request: Request) -> io::Result<Arc<[u8]>> {
         let asked = Instant::now();
         let mut last = self.last.lock().await;
-        if let Some((_, text)) = last.as_ref().filter(|(begun, _)| *begun >= asked) {
+        if let Some((_, _, text)) = last
+            .as_ref()
+            .filter(|(same, begun, _)| *same == request && *begun >= asked)
+        {
             return Ok(Arc::clone(text));
         }
         let begun = Instant::now();
-        let text = encoded(&(self.make)().await)?;
-        *last = Some((begun, Arc::clone(&text)));
+        let text = encoded(&(self.make)(request).await)?;
+        *last = Some((request, begun, Arc::clone(&text)));
         Ok(text)
     }
 }
@@ -289,12 +360,13 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 5000, ..ProptestConfig::default() })]
 
         #[test]
-        fn no_request_but_the_one_there_is(line in prop_oneof![
+        fn no_request_but_those_there_are(line in prop_oneof![
             prop::collection::vec(any::<u8>(), 0..200),
-            "\\{\"command\": ?\"(status|stop|down)\"(, ?\"[a-z]{0,4}\": ?[0-9\\[\\{]{0,5})?\\}?\n?".prop_map(String::into_bytes),
+            "\\{\"command\": ?\"(status|policy|stop|down)\"(, ?\"[a-z]{0,4}\": ?[0-9\\[\\{]{0,5})?\\}?\n?".prop_map(String::into_bytes),
         ]) {
             match request(&line) {
                 Ok(Request::Status) => prop_assert!(String::from_utf8(line).unwrap().contains("status")),
+                Ok(Request::Policy) => prop_assert!(String::from_utf8(line).unwrap().contains("policy")),
                 Err(message) => prop_assert!(message.len() < 5000),
             }
         }
@@ -303,6 +375,7 @@ mod tests {
     #[test]
     fn a_request_is_exactly_what_it_must_be() {
         assert_eq!(request(b"{\"command\":\"status\"}\n"), Ok(Request::Status));
+        assert_eq!(request(b"{\"command\":\"policy\"}\n"), Ok(Request::Policy));
         for wrong in [
             &b""[..],
             b"status",
@@ -314,5 +387,22 @@ mod tests {
         ] {
             request(wrong).unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_policy_that_is_too_long_is_not_told() {
+        let with = |length| {
+            let file = PolicyFile {
+                path: "a.yaml".to_owned(),
+                text: " ".repeat(length),
+            };
+            let policy = InForce {
+                files: vec![file],
+                ..InForce::default()
+            };
+            Arc::new(policy).answer()
+        };
+        assert!(matches!(with(MOST_POLICY), Answer::Policy(_)));
+        assert!(matches!(with(MOST_POLICY + 1), Answer::Error(_)));
     }
 }

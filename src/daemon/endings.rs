@@ -134,6 +134,11 @@ pub(super) fn end(
 
 /// Whether the policy permits the connection.
 pub(super) fn permits(sweep: &Sweep, flow: &Flow) -> bool {
+    sweep.permits(open_flow(flow))
+}
+
+/// A tracked flow by its true ends.
+pub(super) fn open_flow(flow: &Flow) -> OpenFlow {
     let port = flow.server_port().unwrap_or_default();
     let traffic = match (flow.protocol, flow.icmp_type()) {
         (_, Some(kind)) => Traffic::Icmp(kind),
@@ -142,15 +147,15 @@ pub(super) fn permits(sweep: &Sweep, flow: &Flow) -> bool {
         (132, _) => Traffic::Port(Transport::Sctp, port),
         (other, _) => Traffic::Other(other),
     };
-    sweep.permits(OpenFlow {
+    OpenFlow {
         client: flow.client(),
         server: flow.server(),
         traffic,
-    })
+    }
 }
 
 /// The host's own addresses, all interfaces'.
-pub(super) fn host_addresses() -> BTreeSet<IpAddr> {
+pub fn host_addresses() -> BTreeSet<IpAddr> {
     let interfaces = match nix::ifaddrs::getifaddrs() {
         Ok(interfaces) => interfaces,
         Err(error) => {

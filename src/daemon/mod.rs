@@ -25,6 +25,7 @@ mod findings;
 pub mod guard;
 pub mod lock;
 pub mod once;
+pub mod preview;
 pub mod reader;
 pub mod refusal;
 pub mod reload;
@@ -32,4 +33,5 @@ pub mod run;
 pub mod source;
 pub mod status;
 
+pub use endings::host_addresses;
 pub use refusal::Refusal;

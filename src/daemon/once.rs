@@ -1,18 +1,21 @@
 //! One reconcile without a daemon, and the removal of every trace.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::executor::{Kernel, network_step};
 use super::lock::Lock;
+use super::preview::{Basis, VERSION};
 use super::{Refusal, run, source};
 use crate::docker::Engine;
 use crate::fault;
 use crate::inventory::{Inventory, NetworkKind};
 use crate::kernel::links::NetfilterCalls;
 use crate::kernel::{bridge_netfilter, privilege};
+use crate::plan::impact::fingerprint;
 use crate::plan::networks::NetworkStep;
 use crate::plan::{Plan, Planner};
 use crate::settings::Settings;
@@ -36,6 +39,38 @@ pub struct Applied {
 /// # Errors
 /// A [`Refusal`]; an invalid policy changes nothing.
 pub async fn apply(settings: &Settings) -> Result<Applied, Refusal> {
+    apply_if(settings, |_, _| Ok(())).await
+}
+
+/// As [`apply`], if the policy and the world are those that the saved plan was made from.
+///
+/// # Errors
+/// A [`Refusal`], among others when they are not; nothing was changed then.
+pub async fn apply_saved(settings: &Settings, plan: &Path, basis: &Basis) -> Result<Applied, Refusal> {
+    let unmoved = |revision: &str, planner: &Planner| {
+        let now = Basis {
+            version: VERSION,
+            revision: revision.to_owned(),
+            // The lock is ours, so no daemon is there to say.
+            in_force: None,
+            world: fingerprint(planner),
+        };
+        match basis.moved(&now) {
+            None => Ok(()),
+            Some(what) => Err(Refusal::Moved {
+                path: plan.to_owned(),
+                what,
+            }),
+        }
+    };
+    apply_if(settings, unmoved).await
+}
+
+/// Applies if the check of revision and host, before anything is changed, has nothing against it.
+async fn apply_if(
+    settings: &Settings,
+    check: impl Fn(&str, &Planner) -> Result<(), Refusal>,
+) -> Result<Applied, Refusal> {
     privilege::require_net_admin()?;
     let _lock = Lock::take()?;
     let invalid = || Refusal::Policy {
@@ -53,9 +88,12 @@ pub async fn apply(settings: &Settings) -> Result<Applied, Refusal> {
         revision: loaded.revision.to_string(),
         ..Applied::default()
     };
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         observe(&engine, &kernel, &mut planner).await?;
         let plan = planner.plan();
+        if round == 0 {
+            check(&applied.revision, &planner)?;
+        }
         if let Some(source) = plan.exhausted {
             return Err(Refusal::Pool { source });
         }

@@ -32,6 +32,8 @@ pub enum Refusal {
     Pool { source: PoolExhausted },
     #[error("the policy is not valid, nothing was changed: `cofferdam check {}` says why", path.display())]
     Policy { path: PathBuf },
+    #[error("nothing was changed: {what} since the plan {} was made", path.display())]
+    Moved { path: PathBuf, what: &'static str },
     #[error("cannot {what}")]
     System {
         what: String,
@@ -69,6 +71,7 @@ impl Refusal {
             Self::Pool { .. } => 16,
             Self::AlreadyRunning { .. } => 17,
             Self::System { .. } => 18,
+            Self::Moved { .. } => 19,
         })
     }
 }

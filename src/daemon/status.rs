@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::findings;
-use crate::inventory::{Container, ContainerId, NetworkKind};
+use crate::inventory::{Container, ContainerId, NetworkKind, NetworkMode};
 use crate::kernel::elements::{Elements, ElementsError};
 use crate::model::Standing;
 use crate::plan::Planner;
@@ -46,6 +46,9 @@ pub struct Status {
     /// By `segment/service`.
     pub services: BTreeMap<String, ServiceStatus>,
     pub edges: Vec<EdgeStatus>,
+    /// Containers that are in no service's list: unmanaged ones, and those that are denied everything.
+    #[serde(default)]
+    pub others: Vec<ContainerStatus>,
     /// Containers that services of two segments claim, with the services.
     pub quarantined: BTreeMap<String, Vec<String>>,
     /// Managed containers that no rule can hold, and unmanaged ones that void the others' rules, with the reasons.
@@ -132,6 +135,9 @@ pub struct ContainerStatus {
     /// Every service that it belongs to, where there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
+    /// Where it has no network stack of its own: `host`, `none` or `container:NAME`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_mode: Option<String>,
     pub endpoints: Vec<EndpointStatus>,
 }
 
@@ -180,6 +186,7 @@ impl Status {
             drift: None,
             services: BTreeMap::new(),
             edges: Vec::new(),
+            others: Vec::new(),
             quarantined: BTreeMap::new(),
             unenforceable: BTreeMap::new(),
             unenforceable_counts: BTreeMap::new(),
@@ -198,6 +205,7 @@ impl Status {
             .keys()
             .map(|service| (service.to_string(), ServiceStatus::default()))
             .collect();
+        self.others.clear();
         self.quarantined.clear();
         self.isolated.clear();
         for container in planner.inventory().containers().values() {
@@ -219,12 +227,15 @@ impl Status {
                 Some(Standing::Quarantined(services)) => {
                     let services = services.iter().map(ToString::to_string).collect();
                     self.quarantined.insert(container.name.clone(), services);
+                    self.others.push(container_status(planner, container));
                 }
                 Some(Standing::Isolated(identity)) => {
                     let services = identity.services().iter().map(ToString::to_string).collect();
                     self.isolated.insert(container.name.clone(), services);
+                    self.others.push(container_status(planner, container));
                 }
-                Some(Standing::Unmanaged) | None => {}
+                Some(Standing::Unmanaged) => self.others.push(container_status(planner, container)),
+                None => {}
             }
         }
         self.edges = policy
@@ -322,6 +333,20 @@ fn container_status(planner: &Planner, container: &Container) -> ContainerStatus
         name: container.name.clone(),
         id: container.id.to_string(),
         services: Vec::new(),
+        network_mode: network_mode(planner, container),
         endpoints,
+    }
+}
+
+fn network_mode(planner: &Planner, container: &Container) -> Option<String> {
+    match &container.network_mode {
+        NetworkMode::Own => None,
+        NetworkMode::Host => Some("host".to_owned()),
+        NetworkMode::None => Some("none".to_owned()),
+        NetworkMode::Shared(id) => {
+            let other = planner.inventory().container(id);
+            let name = other.map_or_else(|| id.to_string(), |it| it.name.clone());
+            Some(format!("container:{name}"))
+        }
     }
 }

@@ -3,6 +3,8 @@
 //! In: a [`Policy`] and what `inventory` holds. Out: values that `plan` turns into rules and elements. Pure.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod explain;
+pub mod graph;
 mod identity;
 mod networks;
 mod rights;

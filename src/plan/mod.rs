@@ -4,11 +4,13 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod check;
+pub mod compare;
 pub mod compile;
 pub mod diff;
 pub mod elements;
 pub mod eval;
 pub mod flows;
+pub mod impact;
 pub mod ledger;
 pub mod names;
 pub mod networks;

@@ -48,6 +48,7 @@ pub use self::ports::PortsError;
 pub use self::render::{Colour, Failure};
 pub use self::schema::schema;
 pub use self::selector::Selector;
+pub(crate) use self::suggest::closest;
 pub use self::traffic::TrafficSet;
 use crate::net::{AddressSet, IcmpType, PortRange, Transport};
 
@@ -95,6 +96,20 @@ pub struct ScopedName {
 impl fmt::Display for ScopedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.segment, self.name)
+    }
+}
+
+impl std::str::FromStr for ScopedName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (segment, name) = text
+            .split_once('/')
+            .ok_or_else(|| "a full name is `segment/name`".to_owned())?;
+        Ok(Self {
+            segment: segment.parse()?,
+            name: name.parse()?,
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! "Did you mean": the known word that is most like an unknown one.
 
 /// The candidate most like `word`, if any is like it at all.
-pub(super) fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_ascii_lowercase();
     candidates
         .into_iter()

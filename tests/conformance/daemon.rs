@@ -43,7 +43,9 @@ pub(crate) struct Daemon {
     invalid: bool,
     /// Another program than the product, and where that is to die: `COFFERDAM_FAULT`.
     pub(crate) faulty: Option<(PathBuf, String)>,
-    /// The last policy that is valid, by `check`.
+    /// The last policy that is valid.
+    pub(crate) files: BTreeMap<String, String>,
+    /// Its revision, by `check`.
     pub(crate) revision: Option<String>,
 }
 
@@ -75,6 +77,7 @@ impl Daemon {
             nft_broken: false,
             invalid: false,
             faulty: None,
+            files: BTreeMap::new(),
             revision: None,
         };
         daemon.install_nft()?;
@@ -213,6 +216,7 @@ impl Daemon {
             }
         }
         self.invalid = false;
+        self.files = files.clone();
         if self.life == Life::None {
             return Ok(());
         }

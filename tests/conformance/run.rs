@@ -11,6 +11,7 @@ use crate::background::{Held, NeverAllowed};
 use crate::case::{Case, Expect, Step};
 use crate::daemon::{Daemon, Life};
 use crate::engine::Lab;
+use crate::explain::disagreement;
 use crate::fact::Fact;
 use crate::judge::drift;
 use crate::perform::{Forged, SentError};
@@ -158,6 +159,7 @@ impl Stage<'_> {
             self.follow().await?;
         }
         self.settle(within).await?;
+        let case = self.case;
         for assertion in &step.expect.assertions {
             if let Some(reason) = self.judge_first(assertion).await? {
                 return Ok(Some(reason));
@@ -165,7 +167,14 @@ impl Stage<'_> {
         }
         self.follow().await?;
         let facts = facts(&step.expect);
-        if let Some(reason) = first_wrong(&self.world, self.case, &facts).await? {
+        if let Some(reason) = first_wrong(&self.world, case, &facts).await? {
+            return Ok(Some(reason));
+        }
+        // Explain speaks of what is in force, which only a controller at work can say.
+        if self.follows()
+            && !self.daemon.nft_broken
+            && let Some(reason) = disagreement(&self.world, case, &self.daemon.files, &facts).await?
+        {
             return Ok(Some(reason));
         }
         for assertion in &step.expect.assertions {

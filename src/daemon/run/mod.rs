@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, info, warn};
 
-use crate::daemon::control;
+use crate::daemon::control::{self, InForce};
 use crate::daemon::drift::{self, Repairs};
 use crate::daemon::endings::{Ended, Endings, Report, host_addresses, permits};
 use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, network_step};
@@ -35,7 +35,7 @@ use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};
 use crate::plan::networks::{NetworkStep, PoolExhausted, Subject};
 use crate::plan::{Doubt, KernelStep, Plan, Planner};
-use crate::policy::{Loaded, Policy};
+use crate::policy::{Loaded, Policy, SourceFile};
 use crate::settings::Settings;
 
 /// Everything is listed again after this long, whatever the events said.
@@ -196,6 +196,7 @@ struct Daemon {
     unpublished: bool,
     published: Instant,
     status: watch::Sender<Arc<Status>>,
+    in_force: watch::Sender<Arc<InForce>>,
     steps: mpsc::UnboundedSender<StepDone>,
     retries: mpsc::UnboundedSender<Retry>,
     _lock: Lock,
@@ -231,7 +232,8 @@ impl Daemon {
                 error,
             )
         })?;
-        tokio::spawn(control::serve(socket, status_receiver));
+        let (in_force, in_force_receiver) = watch::channel(Arc::new(InForce::default()));
+        tokio::spawn(control::serve(socket, status_receiver, in_force_receiver));
         fault::point("after-socket");
 
         let (reader, readings) = Reader::new();
@@ -281,6 +283,7 @@ impl Daemon {
             unpublished: false,
             published: Instant::now(),
             status,
+            in_force,
             steps: steps_sender,
             retries: retries_sender,
             _lock: lock,
@@ -328,7 +331,7 @@ impl Daemon {
         };
         self.policy.directory = self.settings.policies.display().to_string();
         match loaded {
-            Ok(loaded) => {
+            Ok((loaded, files)) => {
                 fault::point("policy-loaded");
                 let revision = loaded.revision.to_string();
                 self.policy.refused = None;
@@ -338,6 +341,12 @@ impl Daemon {
                 }
                 let (services, edges) = (loaded.policy.services.len(), loaded.policy.edges.len());
                 info!(revision, services, edges, "policy accepted");
+                self.in_force.send_replace(Arc::new(InForce {
+                    revision: Some(revision.clone()),
+                    mode: self.settings.mode,
+                    unmanaged: self.settings.unmanaged,
+                    files: InForce::files(&files),
+                }));
                 self.policy.revision = Some(revision);
                 self.expiry.set(loaded.policy);
                 self.end_edges();
@@ -418,18 +427,19 @@ pub(super) async fn observe_links(links: &Links, planner: &mut Planner) -> Resul
 }
 
 /// Reads and validates the policy directory.
-fn load(directory: &Path) -> Result<Loaded, Refused> {
+fn load(directory: &Path) -> Result<(Loaded, Vec<SourceFile>), Refused> {
     let unreadable = |error: SourceError| Refused {
         revision: None,
         faults: 1,
         first: chain(&error),
     };
     let sources = source::read(&[directory]).map_err(unreadable)?;
-    sources.load().map_err(|faults| Refused {
+    let loaded = sources.load().map_err(|faults| Refused {
         revision: Some(sources.revision().to_string()),
         faults: faults.iter().count(),
         first: faults.iter().next().map(ToString::to_string).unwrap_or_default(),
-    })
+    })?;
+    Ok((loaded, sources.files))
 }
 
 /// An error with its causes, on one line.

@@ -228,7 +228,7 @@ impl Planner {
     }
 
     /// Whose each address is, for judging open connections.
-    fn addresses(&self, host: BTreeSet<IpAddr>) -> Addresses {
+    pub(crate) fn addresses(&self, host: BTreeSet<IpAddr>) -> Addresses {
         let mut containers = BTreeMap::new();
         for container in self.inventory.containers().values() {
             let Some(standing) = self.standings.get(&container.id) else {

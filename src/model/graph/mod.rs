@@ -1,0 +1,209 @@
+//! The allow-graph as a picture: which nodes and arcs it shows, in words of no format yet.
+//!
+//! In: a policy and what part of it is wanted. Out: a [`Graph`], in order. Several edges between two ends are one arc. Where
+//! every service of a segment may do the same, one arc from (or to) the segment's `*` says so: that is what keeps a graph
+//! of 200 services readable. Pure.
+
+mod dot;
+mod mermaid;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::net::Transport;
+use crate::policy::{Mode, Name, Peer, Policy, Ports, ServiceId};
+
+/// Fewer services of a segment than this are drawn one by one.
+const FEWEST_FOR_ALL: usize = 4;
+/// Ports beyond this number are only counted.
+const MOST_PORTS: usize = 6;
+
+/// What is drawn as a box.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Node {
+    /// Every service of a segment.
+    Every(Name),
+    Peer(Peer),
+}
+
+/// What part of a policy is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Scope {
+    #[default]
+    Everything,
+    /// The segment's services, and whoever they have edges with.
+    Segment(Name),
+    /// What is so many edges from the service, in either direction. World, host and externals lead no further.
+    Around(ServiceId, usize),
+}
+
+/// A picture.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Graph {
+    /// The services of each segment, with their modes.
+    pub segments: BTreeMap<Name, BTreeMap<ServiceId, Mode>>,
+    /// Segments whose `*` is drawn.
+    pub every: BTreeSet<Name>,
+    /// World, host and externals.
+    pub outside: BTreeSet<Peer>,
+    /// With their labels.
+    pub arcs: BTreeMap<(Node, Node), String>,
+}
+
+type Arcs = BTreeMap<(Peer, Peer), BTreeSet<Ports>>;
+
+impl Graph {
+    /// The picture of this part of the policy.
+    pub fn of(policy: &Policy, scope: &Scope) -> Self {
+        let mut arcs = Arcs::new();
+        for edge in &policy.edges {
+            let ports = arcs.entry((edge.from.clone(), edge.to.clone())).or_default();
+            ports.extend(&edge.ports);
+        }
+        let shown = shown(policy, scope, &arcs);
+        arcs.retain(|(from, to), _| {
+            let among = shown.contains(from) && shown.contains(to);
+            // Beside a segment, what its neighbours do among themselves is not asked for.
+            among && [from, to].into_iter().any(|peer| is_centre(peer, scope))
+        });
+        let mut graph = Self::default();
+        for peer in shown {
+            match peer {
+                Peer::Service(id) => {
+                    let mode = policy.services.get(&id).map(|it| it.mode).unwrap_or_default();
+                    let services = graph.segments.entry(id.segment.clone()).or_default();
+                    services.insert(id, mode);
+                }
+                outside => {
+                    graph.outside.insert(outside);
+                }
+            }
+        }
+        graph.add(policy, arcs);
+        graph
+    }
+
+    /// As DOT, for Graphviz.
+    pub fn dot(&self) -> String {
+        dot::render(self)
+    }
+
+    /// As a Mermaid flowchart.
+    pub fn mermaid(&self) -> String {
+        mermaid::render(self)
+    }
+
+    fn add(&mut self, policy: &Policy, arcs: Arcs) {
+        let mut size: BTreeMap<&Name, usize> = BTreeMap::new();
+        for id in policy.services.keys() {
+            *size.entry(&id.segment).or_default() += 1;
+        }
+        let is_all = |segment: &Name, found: &BTreeSet<Peer>| {
+            let all = size.get(segment).copied().unwrap_or_default();
+            all >= FEWEST_FOR_ALL && found.len() == all
+        };
+        let mut left: BTreeSet<(Peer, Peer, BTreeSet<Ports>)> = BTreeSet::new();
+        left.extend(arcs.into_iter().map(|((from, to), ports)| (from, to, ports)));
+        // Who of a segment may open the same to the same.
+        let mut callers: BTreeMap<(Name, Peer, BTreeSet<Ports>), BTreeSet<Peer>> = BTreeMap::new();
+        for (from, to, ports) in &left {
+            if let Peer::Service(id) = from {
+                let key = (id.segment.clone(), to.clone(), ports.clone());
+                callers.entry(key).or_default().insert(from.clone());
+            }
+        }
+        for ((segment, to, ports), found) in callers.into_iter().filter(|(key, found)| is_all(&key.0, found))
+        {
+            for from in found {
+                left.remove(&(from, to.clone(), ports.clone()));
+            }
+            self.every.insert(segment.clone());
+            self.arcs
+                .insert((Node::Every(segment), Node::Peer(to)), label(&ports));
+        }
+        let mut callees: BTreeMap<(Name, Peer, BTreeSet<Ports>), BTreeSet<Peer>> = BTreeMap::new();
+        for (from, to, ports) in &left {
+            if let Peer::Service(id) = to {
+                let key = (id.segment.clone(), from.clone(), ports.clone());
+                callees.entry(key).or_default().insert(to.clone());
+            }
+        }
+        for ((segment, from, ports), found) in
+            callees.into_iter().filter(|(key, found)| is_all(&key.0, found))
+        {
+            for to in found {
+                left.remove(&(from.clone(), to, ports.clone()));
+            }
+            self.every.insert(segment.clone());
+            self.arcs
+                .insert((Node::Peer(from), Node::Every(segment)), label(&ports));
+        }
+        for (from, to, ports) in left {
+            self.arcs
+                .insert((Node::Peer(from), Node::Peer(to)), label(&ports));
+        }
+    }
+}
+
+fn is_centre(peer: &Peer, scope: &Scope) -> bool {
+    match (scope, peer) {
+        (Scope::Segment(segment), Peer::Service(id)) => id.segment == *segment,
+        (Scope::Segment(_), _) => false,
+        (Scope::Everything | Scope::Around(..), _) => true,
+    }
+}
+
+fn shown(policy: &Policy, scope: &Scope, arcs: &Arcs) -> BTreeSet<Peer> {
+    let services = policy.services.keys().cloned().map(Peer::Service);
+    let ends = |arcs: &Arcs| -> BTreeSet<Peer> {
+        arcs.keys()
+            .flat_map(|(from, to)| [from.clone(), to.clone()])
+            .collect()
+    };
+    match scope {
+        Scope::Everything => services.chain(ends(arcs)).collect(),
+        Scope::Segment(segment) => {
+            let own = services.filter(|peer| matches!(peer, Peer::Service(id) if id.segment == *segment));
+            let mut touching = arcs.clone();
+            touching.retain(|(from, to), _| is_centre(from, scope) || is_centre(to, scope));
+            own.chain(ends(&touching)).collect()
+        }
+        Scope::Around(service, depth) => {
+            let mut shown = BTreeSet::from([Peer::Service(service.clone())]);
+            let mut edge = shown.clone();
+            for _ in 0..*depth {
+                let mut next = BTreeSet::new();
+                for (from, to) in arcs.keys() {
+                    for (one, other) in [(from, to), (to, from)] {
+                        if edge.contains(one) && !shown.contains(other) {
+                            next.insert(other.clone());
+                        }
+                    }
+                }
+                shown.extend(next.iter().cloned());
+                next.retain(|peer| matches!(peer, Peer::Service(_)));
+                edge = next;
+            }
+            shown
+        }
+    }
+}
+
+/// `5432, 53/udp`: a number alone is TCP, as in policies.
+fn label(ports: &BTreeSet<Ports>) -> String {
+    let word = |ports: &Ports| {
+        let text = ports.to_string();
+        match ports {
+            Ports::Transport(Transport::Tcp, _) => {
+                text.strip_suffix("/tcp").map(str::to_owned).unwrap_or(text)
+            }
+            _ => text,
+        }
+    };
+    let mut words: Vec<String> = ports.iter().take(MOST_PORTS).map(word).collect();
+    if let Some(more) = ports.len().checked_sub(MOST_PORTS).filter(|more| *more > 0) {
+        words.push(format!("{more} more"));
+    }
+    words.join(", ")
+}
