@@ -60,6 +60,10 @@ fn exit_codes_tell_clean_from_wrong_from_questionable() {
         stderr.contains("error[CFD031]") && stderr.contains("warning[CFD105]"),
         "{stderr}"
     );
+    assert!(
+        stderr.ends_with("for more about a code: cofferdam explain-code CFD031\n"),
+        "{stderr}"
+    );
     assert_eq!(check(CLEAN, &["elsewhere"]).0, 2);
     assert_eq!(check(CLEAN, &["--json", "--sarif"]).0, 2);
 }

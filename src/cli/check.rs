@@ -87,7 +87,14 @@ fn text(sources: &Sources, reviewed: &Reviewed) -> io::Result<()> {
             if !warnings.is_empty() {
                 writeln!(stderr, "{}", warnings.summary())?;
             }
-            Ok(())
+            match faults.iter().next() {
+                Some(first) => writeln!(
+                    stderr,
+                    "for more about a code: cofferdam explain-code {}",
+                    first.code
+                ),
+                None => Ok(()),
+            }
         }
         Ok(loaded) => {
             let warned = match warnings.iter().len() {
