@@ -165,13 +165,38 @@ fn summary(changes: &Changes) -> String {
         format!("{} closed", changes.closed.len()),
     ];
     let more = [
-        (changes.moved_ends.len(), "edge", "ends at another time", "end at another time"),
-        (changes.cut_off.len(), "service", "loses everything", "lose everything"),
+        (
+            changes.moved_ends.len(),
+            "edge",
+            "ends at another time",
+            "end at another time",
+        ),
+        (
+            changes.cut_off.len(),
+            "service",
+            "loses everything",
+            "lose everything",
+        ),
         (changes.services_added.len(), "service", "added", "added"),
         (changes.services_removed.len(), "service", "removed", "removed"),
-        (changes.reselected.len(), "service", "selects in another way", "select in another way"),
-        (changes.modes.len(), "service", "changes its mode", "change their mode"),
-        (changes.externals.len(), "external", "has other addresses", "have other addresses"),
+        (
+            changes.reselected.len(),
+            "service",
+            "selects in another way",
+            "select in another way",
+        ),
+        (
+            changes.modes.len(),
+            "service",
+            "changes its mode",
+            "change their mode",
+        ),
+        (
+            changes.externals.len(),
+            "external",
+            "has other addresses",
+            "have other addresses",
+        ),
     ];
     for (number, noun, one, many) in more {
         if number > 0 {
