@@ -419,7 +419,7 @@ impl<'a> Object<'a> {
 impl<'a> From<&'a Part> for PartObject<'a> {
     fn from(part: &'a Part) -> Self {
         let (outcome, edge) = match &part.ruling {
-            Ruling::Permitted(edge) => (Outcome::Permitted, Some(EdgeObject::from(edge))),
+            Ruling::Permitted(edge) => (Outcome::Permitted, Some(EdgeObject::from(&**edge))),
             Ruling::Audited => (Outcome::Audited, None),
             Ruling::Untouched => (Outcome::Untouched, None),
             Ruling::Denied => (Outcome::Denied, None),

@@ -406,4 +406,72 @@ mod tests {
         assert_eq!(changes.networks_added, ["cofferdam-s-d".to_owned()].into());
         assert_eq!(changes.networks_removed, ["cofferdam-s-b".to_owned()].into());
     }
+
+    const PORTS: [&str; 9] = [
+        "80",
+        "79-81",
+        "81-90",
+        "tcp",
+        "53/udp",
+        "udp",
+        "icmp",
+        "icmp/echo-request",
+        "any",
+    ];
+
+    fn edges() -> impl proptest::strategy::Strategy<Value = String> {
+        use proptest::prelude::*;
+        let names = || prop::sample::select(vec!["a", "b", "c"]);
+        let ports = prop::collection::vec(prop::sample::select(PORTS.to_vec()), 1..3);
+        let edge = (names(), names(), ports).prop_map(|(from, to, ports)| {
+            format!("{{ from: {from}, to: {to}, ports: [{}] }}", ports.join(", "))
+        });
+        prop::collection::vec(edge, 1..5).prop_map(|edges| edges.join(", "))
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_opens_and_closes_is_what_the_policies_say(old in edges(), new in edges()) {
+            use crate::net::{Family, Traffic};
+            use crate::policy::Party;
+            let (old, new) = (with(&old), with(&new));
+            let changes = compare(&old, &new);
+            let tells = |all: &[Change], from: &ServiceId, to: &ServiceId, traffic: Traffic| {
+                let of_pair = all.iter().filter(|it| {
+                    (&it.from, &it.to) == (&Peer::Service(from.clone()), &Peer::Service(to.clone()))
+                });
+                let permits = |word: &String| match word.parse::<Ports>() {
+                    Ok(ports) => ports.permits(traffic, Family::V4),
+                    Err(_) => match word.as_str() {
+                        "other protocols" => matches!(traffic, Traffic::Other(_)),
+                        _ => traffic == Traffic::Icmp(17),
+                    },
+                };
+                of_pair.flat_map(|it| &it.ports).any(permits)
+            };
+            let port = |number| Traffic::Port(Transport::Tcp, number);
+            let traffics = [78, 79, 80, 81, 82, 90, 91].map(port).into_iter().chain([
+                Traffic::Port(Transport::Udp, 53),
+                Traffic::Port(Transport::Udp, 54),
+                Traffic::Port(Transport::Sctp, 1),
+                Traffic::Icmp(8),
+                Traffic::Icmp(17),
+                Traffic::Other(47),
+            ]);
+            for traffic in traffics {
+                for from in old.services.keys() {
+                    for to in old.services.keys() {
+                        let (mine, theirs) = (BTreeSet::from([from.clone()]), BTreeSet::from([to.clone()]));
+                        let allows = |policy: &Policy| {
+                            let (from, to) = (Party::Services(&mine), Party::Services(&theirs));
+                            policy.allows(&from, &to, traffic, Family::V4).is_some()
+                        };
+                        let (was, is) = (allows(&old), allows(&new));
+                        proptest::prop_assert_eq!(tells(&changes.opened, from, to, traffic), !was && is);
+                        proptest::prop_assert_eq!(tells(&changes.closed, from, to, traffic), was && !is);
+                    }
+                }
+            }
+        }
+    }
 }

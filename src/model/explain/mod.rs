@@ -24,7 +24,7 @@ use crate::policy::{Edge, Ports};
 /// What becomes of a connection, with the edge that permits it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ruling {
-    Permitted(Edge),
+    Permitted(Box<Edge>),
     Audited,
     Untouched,
     Denied,
@@ -210,7 +210,7 @@ fn rule(rights: &Rights, from: &Class<'_>, to: &Class<'_>, traffic: Traffic, fam
         return Ruling::Denied;
     };
     match rights.judge(from, to, traffic, family) {
-        Verdict::Allowed(edge) => Ruling::Permitted(edge.clone()),
+        Verdict::Allowed(edge) => Ruling::Permitted(Box::new(edge.clone())),
         Verdict::Audited => Ruling::Audited,
         Verdict::Untouched => Ruling::Untouched,
         Verdict::Denied => Ruling::Denied,
