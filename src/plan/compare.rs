@@ -306,7 +306,7 @@ fn written(atoms: &[Atom]) -> Vec<String> {
     }
     let mut words: Vec<String> = ranges
         .into_iter()
-        .map(|(transport, range)| Ports::Transport(transport, range).to_string())
+        .map(|(transport, range)| Ports::Transport(transport, range.writable()).to_string())
         .collect();
     if all_icmp {
         words.push(Ports::Icmp(None).to_string());

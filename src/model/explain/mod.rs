@@ -229,17 +229,11 @@ impl std::fmt::Display for Span {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.traffic {
             Traffic::Port(transport, first) => {
-                write!(
-                    f,
-                    "{}",
-                    Ports::Transport(
-                        transport,
-                        PortRange {
-                            first,
-                            last: self.last
-                        }
-                    )
-                )
+                let range = PortRange {
+                    first,
+                    last: self.last,
+                };
+                write!(f, "{}", Ports::Transport(transport, range.writable()))
             }
             Traffic::Icmp(first) if u16::from(first) == self.last => write!(f, "icmp type {first}"),
             Traffic::Icmp(first) => write!(f, "icmp types {first}-{}", self.last),
