@@ -430,6 +430,8 @@ mod tests {
     }
 
     proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
         #[test]
         fn what_opens_and_closes_is_what_the_policies_say(old in edges(), new in edges()) {
             use crate::net::{Family, Traffic};
