@@ -4,6 +4,7 @@
 //! nothing else. An end that stands for many addresses, and ports that are many, are cut into parts within which no edge
 //! tells two members apart; each part is judged. Pure.
 
+mod classes;
 mod ends;
 mod missing;
 mod reasons;
@@ -14,7 +15,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use self::ends::{Class, classes};
+use self::classes::{Class, classes};
 pub use self::ends::{End, Host, Knowledge, Place, Question, QuestionError};
 pub use self::missing::Missing;
 use super::{Rights, Verdict};
