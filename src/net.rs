@@ -160,6 +160,15 @@ impl PortRange {
         }
     }
 
+    /// As policies can write it: they know no port 0, which begins what is cut from all ports.
+    #[must_use]
+    pub fn writable(self) -> Self {
+        match self {
+            Self { first: 0, last } if last > 0 && self != Self::ALL => Self { first: 1, last },
+            other => other,
+        }
+    }
+
     /// Whether the port lies within.
     pub fn contains(self, port: u16) -> bool {
         (self.first..=self.last).contains(&port)

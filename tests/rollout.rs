@@ -1,6 +1,7 @@
 //! From review to rollout: `explain`, `plan` and `graph` as a user runs them, without a host.
 #![allow(
     clippy::unwrap_used,
+    clippy::disallowed_types,
     clippy::disallowed_methods,
     reason = "a test fails by panicking, and runs the program"
 )]

@@ -1,6 +1,7 @@
 //! `cofferdam plan`: what a policy would change, on this host or from one directory to another. Changes nothing. Exit code
 //! 0 when nothing changes, 2 when something does, 1 when a policy has faults.
 
+mod json;
 mod render;
 
 use std::io::stdout;
@@ -58,7 +59,7 @@ pub(super) fn run(args: PlanArgs) -> Result<ExitCode, Refusal> {
         save(path, &shown)?;
     }
     if args.json {
-        print_json(&render::Object::from(&shown))?;
+        print_json(&json::Object::from(&shown))?;
     } else if args.markdown {
         print!("{}", markdown(&shown));
     } else {
@@ -121,7 +122,7 @@ fn in_force(socket: &Path) -> Result<Option<InForce>, Refusal> {
 
 fn save(path: &Path, shown: &Shown) -> Result<(), Refusal> {
     let failed = || format!("save the plan as {}", path.display());
-    let mut text = serde_json::to_vec_pretty(&render::Object::from(shown))
+    let mut text = serde_json::to_vec_pretty(&json::Object::from(shown))
         .map_err(|error| Refusal::system(failed(), error))?;
     text.push(b'\n');
     std::fs::write(path, text).map_err(|error| Refusal::system(failed(), error))

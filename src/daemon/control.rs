@@ -246,7 +246,14 @@ impl Clients {
 /// Makes answers. Whoever asks gets one that was begun after that, and shares it with all who asked the same meanwhile.
 struct Answers<A> {
     make: A,
-    last: Mutex<Option<(Request, Instant, Arc<[u8]>)>>,
+    last: Mutex<Option<Made>>,
+}
+
+/// An answer, and when it was begun.
+struct Made {
+    request: Request,
+    begun: Instant,
+    text: Arc<[u8]>,
 }
 
 impl<A, F> Answers<A>
@@ -279,15 +286,17 @@ where
     async fn fresh(&self, request: Request) -> io::Result<Arc<[u8]>> {
         let asked = Instant::now();
         let mut last = self.last.lock().await;
-        if let Some((_, _, text)) = last
-            .as_ref()
-            .filter(|(same, begun, _)| *same == request && *begun >= asked)
-        {
-            return Ok(Arc::clone(text));
+        let fits = |made: &&Made| made.request == request && made.begun >= asked;
+        if let Some(made) = last.as_ref().filter(fits) {
+            return Ok(Arc::clone(&made.text));
         }
         let begun = Instant::now();
         let text = encoded(&(self.make)(request).await)?;
-        *last = Some((request, begun, Arc::clone(&text)));
+        *last = Some(Made {
+            request,
+            begun,
+            text: Arc::clone(&text),
+        });
         Ok(text)
     }
 }

@@ -4,6 +4,7 @@
 //! nothing else. An end that stands for many addresses, and ports that are many, are cut into parts within which no edge
 //! tells two members apart; each part is judged. Pure.
 
+mod classes;
 mod ends;
 mod missing;
 mod reasons;
@@ -14,7 +15,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use self::ends::{Class, classes};
+use self::classes::{Class, classes};
 pub use self::ends::{End, Host, Knowledge, Place, Question, QuestionError};
 pub use self::missing::Missing;
 use super::{Rights, Verdict};
@@ -24,7 +25,7 @@ use crate::policy::{Edge, Ports};
 /// What becomes of a connection, with the edge that permits it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ruling {
-    Permitted(Edge),
+    Permitted(Box<Edge>),
     Audited,
     Untouched,
     Denied,
@@ -210,7 +211,7 @@ fn rule(rights: &Rights, from: &Class<'_>, to: &Class<'_>, traffic: Traffic, fam
         return Ruling::Denied;
     };
     match rights.judge(from, to, traffic, family) {
-        Verdict::Allowed(edge) => Ruling::Permitted(edge.clone()),
+        Verdict::Allowed(edge) => Ruling::Permitted(Box::new(edge.clone())),
         Verdict::Audited => Ruling::Audited,
         Verdict::Untouched => Ruling::Untouched,
         Verdict::Denied => Ruling::Denied,
@@ -229,17 +230,11 @@ impl std::fmt::Display for Span {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.traffic {
             Traffic::Port(transport, first) => {
-                write!(
-                    f,
-                    "{}",
-                    Ports::Transport(
-                        transport,
-                        PortRange {
-                            first,
-                            last: self.last
-                        }
-                    )
-                )
+                let range = PortRange {
+                    first,
+                    last: self.last,
+                };
+                write!(f, "{}", Ports::Transport(transport, range.writable()))
             }
             Traffic::Icmp(first) if u16::from(first) == self.last => write!(f, "icmp type {first}"),
             Traffic::Icmp(first) => write!(f, "icmp types {first}-{}", self.last),

@@ -34,7 +34,8 @@ pub enum Scope {
     Everything,
     /// The segment's services, and whoever they have edges with.
     Segment(Name),
-    /// What is so many edges from the service, in either direction. World, host and externals lead no further.
+    /// What is so many edges from the service, in either direction. World, host and externals lead no further, nor does
+    /// whoever is reached by an edge that every service of the segment has.
     Around(ServiceId, usize),
 }
 
@@ -94,56 +95,63 @@ impl Graph {
         mermaid::render(self)
     }
 
-    fn add(&mut self, policy: &Policy, arcs: Arcs) {
-        let mut size: BTreeMap<&Name, usize> = BTreeMap::new();
-        for id in policy.services.keys() {
-            *size.entry(&id.segment).or_default() += 1;
-        }
-        let is_all = |segment: &Name, found: &BTreeSet<Peer>| {
-            let all = size.get(segment).copied().unwrap_or_default();
-            all >= FEWEST_FOR_ALL && found.len() == all
-        };
-        let mut left: BTreeSet<(Peer, Peer, BTreeSet<Ports>)> = BTreeSet::new();
-        left.extend(arcs.into_iter().map(|((from, to), ports)| (from, to, ports)));
-        // Who of a segment may open the same to the same.
-        let mut callers: BTreeMap<(Name, Peer, BTreeSet<Ports>), BTreeSet<Peer>> = BTreeMap::new();
-        for (from, to, ports) in &left {
-            if let Peer::Service(id) = from {
-                let key = (id.segment.clone(), to.clone(), ports.clone());
-                callers.entry(key).or_default().insert(from.clone());
+    fn add(&mut self, policy: &Policy, mut arcs: Arcs) {
+        for general in generals(policy, &arcs) {
+            // What is in two of them has been drawn with the first.
+            if general.arcs.iter().all(|arc| arcs.contains_key(arc)) {
+                for arc in &general.arcs {
+                    arcs.remove(arc);
+                }
+                self.every.insert(general.segment);
+                self.arcs.insert(general.arc, label(&general.ports));
             }
         }
-        for ((segment, to, ports), found) in callers.into_iter().filter(|(key, found)| is_all(&key.0, found))
-        {
-            for from in found {
-                left.remove(&(from, to.clone(), ports.clone()));
-            }
-            self.every.insert(segment.clone());
-            self.arcs
-                .insert((Node::Every(segment), Node::Peer(to)), label(&ports));
-        }
-        let mut callees: BTreeMap<(Name, Peer, BTreeSet<Ports>), BTreeSet<Peer>> = BTreeMap::new();
-        for (from, to, ports) in &left {
-            if let Peer::Service(id) = to {
-                let key = (id.segment.clone(), from.clone(), ports.clone());
-                callees.entry(key).or_default().insert(to.clone());
-            }
-        }
-        for ((segment, from, ports), found) in
-            callees.into_iter().filter(|(key, found)| is_all(&key.0, found))
-        {
-            for to in found {
-                left.remove(&(from.clone(), to, ports.clone()));
-            }
-            self.every.insert(segment.clone());
-            self.arcs
-                .insert((Node::Peer(from), Node::Every(segment)), label(&ports));
-        }
-        for (from, to, ports) in left {
+        for ((from, to), ports) in arcs {
             self.arcs
                 .insert((Node::Peer(from), Node::Peer(to)), label(&ports));
         }
     }
+}
+
+/// What every service of a segment may do, or whoever may do it to every one of them.
+struct General {
+    segment: Name,
+    /// As it is drawn.
+    arc: (Node, Node),
+    ports: BTreeSet<Ports>,
+    /// What it stands for.
+    arcs: Vec<(Peer, Peer)>,
+}
+
+/// First those from every service, then those to every service, each in order.
+fn generals(policy: &Policy, arcs: &Arcs) -> Vec<General> {
+    let mut size: BTreeMap<&Name, usize> = BTreeMap::new();
+    for id in policy.services.keys() {
+        *size.entry(&id.segment).or_default() += 1;
+    }
+    let mut groups: BTreeMap<_, Vec<(Peer, Peer)>> = BTreeMap::new();
+    for ((from, to), ports) in arcs {
+        for (is_to, peer, other) in [(false, from, to), (true, to, from)] {
+            if let Peer::Service(id) = peer {
+                let group = groups.entry((is_to, &id.segment, other, ports)).or_default();
+                group.push((from.clone(), to.clone()));
+            }
+        }
+    }
+    let all = groups.into_iter().filter(|((_, segment, ..), arcs)| {
+        let all = size.get(segment).copied().unwrap_or_default();
+        all >= FEWEST_FOR_ALL && arcs.len() == all
+    });
+    all.map(|((is_to, segment, other, ports), arcs)| {
+        let (every, other) = (Node::Every(segment.clone()), Node::Peer(other.clone()));
+        General {
+            segment: segment.clone(),
+            arc: if is_to { (other, every) } else { (every, other) },
+            ports: ports.clone(),
+            arcs,
+        }
+    })
+    .collect()
 }
 
 fn is_centre(peer: &Peer, scope: &Scope) -> bool {
@@ -170,19 +178,24 @@ fn shown(policy: &Policy, scope: &Scope, arcs: &Arcs) -> BTreeSet<Peer> {
             own.chain(ends(&touching)).collect()
         }
         Scope::Around(service, depth) => {
+            let generals = generals(policy, arcs);
+            let general: BTreeSet<&(Peer, Peer)> = generals.iter().flat_map(|it| &it.arcs).collect();
             let mut shown = BTreeSet::from([Peer::Service(service.clone())]);
             let mut edge = shown.clone();
             for _ in 0..*depth {
-                let mut next = BTreeSet::new();
-                for (from, to) in arcs.keys() {
+                let (mut reached, mut next) = (BTreeSet::new(), BTreeSet::new());
+                for arc in arcs.keys() {
+                    let (from, to) = arc;
                     for (one, other) in [(from, to), (to, from)] {
                         if edge.contains(one) && !shown.contains(other) {
-                            next.insert(other.clone());
+                            reached.insert(other.clone());
+                            if matches!(other, Peer::Service(_)) && !general.contains(arc) {
+                                next.insert(other.clone());
+                            }
                         }
                     }
                 }
-                shown.extend(next.iter().cloned());
-                next.retain(|peer| matches!(peer, Peer::Service(_)));
+                shown.extend(reached);
                 edge = next;
             }
             shown

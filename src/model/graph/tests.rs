@@ -57,6 +57,8 @@ fn a_part_of_it() {
     // Nothing is reached through the world.
     assert!(!names(&around("shop/db", 2)).contains(&"world".to_owned()));
     assert!(names(&around("shop/db", 3)).contains(&"world".to_owned()));
+    // Nor through what every service has in common.
+    assert!(!names(&around("shop/end", 3)).contains(&"host".to_owned()));
     let ops = Graph::of(&policy, &Scope::Segment("ops".parse().unwrap()));
     assert!(names(&ops).contains(&"shop/web".to_owned()));
     assert!(!names(&ops).contains(&"world".to_owned()));
