@@ -22,7 +22,7 @@ const COFFERDAM: &str = env!("CARGO_BIN_EXE_cofferdam");
 fn home() -> &'static str {
     std::fs::create_dir_all("/run/home/policies").unwrap();
     std::fs::write("/run/home/policies/shop.yaml", "cofferdam: 1\nsegment: shop\n").unwrap();
-    "--policies /run/home/policies --docker-socket /run/home/docker.sock"
+    "--policies /run/home/policies --docker-socket /run/home/docker.sock --state-directory /run/home/state"
 }
 
 /// The command must refuse with this code, in one line that names all of this, and leave no table.

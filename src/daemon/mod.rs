@@ -10,6 +10,7 @@
 //! | [`drift`] | what others change of ours: noticed, put back, counted |
 //! | [`reader`] | reading engine objects again after events, never two readings of one at once |
 //! | [`source`], [`reload`] | the policy directory, and its changes |
+//! | [`state`] | the last good policy on disk |
 //! | [`status`], [`control`] | what is true now, and the socket that tells it |
 //! | `findings` | which containers cannot be held to their rights, told when that changes |
 //! | [`lock`], [`refusal`] | one daemon at a time; why it does not start |
@@ -26,6 +27,18 @@ pub mod refusal;
 pub mod reload;
 pub mod run;
 pub mod source;
+pub mod state;
 pub mod status;
 
 pub use refusal::Refusal;
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

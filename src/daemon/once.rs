@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::executor::{Kernel, network_step};
 use super::lock::Lock;
-use super::{Refusal, run, source};
+use super::state::{Good, Origin, Store};
+use super::{Refusal, chain, run, source};
 use crate::docker::Engine;
 use crate::fault;
 use crate::inventory::{Inventory, NetworkKind};
@@ -46,12 +48,19 @@ pub async fn apply(settings: &Settings) -> Result<Applied, Refusal> {
     bridge_netfilter::ensure().await?;
     let mut kernel = Kernel::open()?;
     let engine = Engine::connect(&settings.docker_socket).await?;
-    let rights = settings.rights(loaded.policy);
+    let good = Good {
+        loaded,
+        files: sources.files,
+        origin: Origin::Directory(settings.policies.display().to_string()),
+        accepted: Timestamp::now(),
+    };
+    let rights = settings.rights(good.loaded.policy.clone());
     let mut planner = Planner::new(settings.options, settings.pools.clone(), rights);
     let mut applied = Applied {
-        revision: loaded.revision.to_string(),
+        revision: good.revision().to_string(),
         ..Applied::default()
     };
+    keep(settings, &good);
     for _ in 0..ROUNDS {
         observe(&engine, &kernel, &mut planner).await?;
         let plan = planner.plan();
@@ -73,6 +82,20 @@ pub async fn apply(settings: &Settings) -> Result<Applied, Refusal> {
         "come to an end",
         format!("there was still something to do after {ROUNDS} rounds"),
     ))
+}
+
+/// Keeps what was accepted. That it cannot be kept changes nothing now.
+fn keep(settings: &Settings, good: &Good) {
+    let store = Store::new(&settings.state_directory);
+    if let Err(error) = store.keep(good) {
+        warn!(error = %chain(&error), "the last good policy cannot be kept");
+    }
+    let mut audit = store.audit().unwrap_or_default();
+    if audit.observe(&settings.rights(good.loaded.policy.clone()), good.accepted)
+        && let Err(error) = store.keep_audit(&audit)
+    {
+        warn!(error = %chain(&error), "since when services are in audit cannot be kept");
+    }
 }
 
 async fn observe(engine: &Engine, kernel: &Kernel, planner: &mut Planner) -> Result<(), Refusal> {

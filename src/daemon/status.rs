@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::findings;
+use super::state::AuditSince;
 use crate::inventory::{Container, ContainerId, NetworkKind};
 use crate::kernel::elements::{Elements, ElementsError};
 use crate::model::Standing;
@@ -57,8 +58,14 @@ pub struct Status {
     pub isolated: BTreeMap<String, Vec<String>>,
     /// Containers on many service networks, with their number: each makes their start slower.
     pub many_networks: BTreeMap<String, usize>,
+    /// Since when services, or the whole host, are in audit.
+    #[serde(default)]
+    pub audit: AuditSince,
     /// Packets that were denied since the tables were made.
     pub denied_packets: Option<u64>,
+    /// Packets that no edge permits but that passed, since the tables were made: their ends are in audit.
+    #[serde(default)]
+    pub audited_packets: Option<u64>,
 }
 
 /// The policy in force.
@@ -69,6 +76,19 @@ pub struct PolicyStatus {
     pub revision: Option<String>,
     /// A newer one that was refused, and how many faults it has.
     pub refused: Option<Refused>,
+    /// The policy in force is the last good one, as it was kept on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_good: Option<LastGood>,
+}
+
+/// Why an earlier policy is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastGood {
+    /// When it was accepted.
+    pub accepted: String,
+    /// Since when it is in force for want of another.
+    pub since: String,
+    pub why: String,
 }
 
 /// A policy that was refused.
@@ -178,7 +198,9 @@ impl Status {
             unenforceable_counts: BTreeMap::new(),
             isolated: BTreeMap::new(),
             many_networks: BTreeMap::new(),
+            audit: AuditSince::default(),
             denied_packets: None,
+            audited_packets: None,
         }
     }
 
@@ -269,7 +291,9 @@ impl Status {
             edge.packets = counter.map(|it| it.packets);
             edge.bytes = counter.map(|it| it.bytes);
         }
-        self.denied_packets = counters.get(&CounterName::from("denied")).map(|it| it.packets);
+        let packets = |name: &str| counters.get(&CounterName::from(name)).map(|it| it.packets);
+        self.denied_packets = packets("denied");
+        self.audited_packets = packets("audited");
         if elements.base_chains()?.is_empty() && self.state != State::Starting {
             self.state = State::Degraded;
             self.reasons.push("the kernel holds none of our rules".to_owned());

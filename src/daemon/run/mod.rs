@@ -1,6 +1,7 @@
 //! The loop of `cofferdam run`: something is seen, the planner is told, its plan is carried out, the status is published.
 
 mod pass;
+mod policy;
 mod seen;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -20,8 +22,9 @@ use crate::daemon::findings::Findings;
 use crate::daemon::lock::Lock;
 use crate::daemon::reader::{Finished, Object, Reader, Reading};
 use crate::daemon::source::{self, SourceError};
-use crate::daemon::status::{Passes, PolicyStatus, Refused, State, Status};
-use crate::daemon::{Refusal, reload};
+use crate::daemon::state::{AuditSince, Good, Keep, Keeper, Kept, Origin, Store};
+use crate::daemon::status::{LastGood, Passes, PolicyStatus, Refused, State, Status};
+use crate::daemon::{Refusal, chain, reload};
 use crate::docker::{Engine, EngineError, EngineEvent, subscribe};
 use crate::fault;
 use crate::inventory::{ContainerId, Endpoint, Lifecycle, Network};
@@ -30,7 +33,7 @@ use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};
 use crate::plan::networks::{NetworkStep, PoolExhausted, Subject};
 use crate::plan::{Doubt, KernelStep, Plan, Planner};
-use crate::policy::{Loaded, Policy};
+use crate::policy::{Loaded, Policy, SourceFile};
 use crate::settings::Settings;
 
 /// Everything is listed again after this long, whatever the events said.
@@ -65,6 +68,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             Some(event) = inputs.engine.recv() => daemon.engine_event(event),
             Some(done) = inputs.steps.recv() => daemon.step_done(done),
             Some(subject) = inputs.retries.recv() => daemon.retry(&subject),
+            Some(kept) = inputs.kept.recv() => daemon.kept(kept),
             Some(()) = inputs.policy.recv() => daemon.reload("policy changed").await,
             _ = inputs.hangup.recv() => daemon.reload("SIGHUP").await,
             _ = inputs.tick.tick() => daemon.resync("slow timer").await,
@@ -75,6 +79,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             daemon.pass(cause).await;
         }
     }
+    daemon.keeper.finish().await;
     info!("stopped: the rules stay; `cofferdam down` removes them");
     Ok(())
 }
@@ -87,6 +92,7 @@ struct Inputs {
     steps: mpsc::UnboundedReceiver<StepDone>,
     retries: mpsc::UnboundedReceiver<Retry>,
     generations: mpsc::Receiver<GenerationEvent>,
+    kept: mpsc::UnboundedReceiver<Kept>,
     policy: mpsc::Receiver<()>,
     hangup: Signal,
     terminate: Signal,
@@ -154,6 +160,13 @@ struct Daemon {
     doubts: Doubts,
     passes: Passes,
     policy: PolicyStatus,
+    store: Store,
+    keeper: Keeper,
+    /// Why the last good policy is not used although there is need of one.
+    state_damaged: Option<String>,
+    /// What could not be written to the state directory, and why.
+    unkept: BTreeMap<&'static str, String>,
+    audit: AuditSince,
     findings: Findings,
     status: watch::Sender<Arc<Status>>,
     steps: mpsc::UnboundedSender<StepDone>,
@@ -194,6 +207,8 @@ impl Daemon {
         let (reader, readings) = Reader::new();
         let (steps_sender, steps) = mpsc::unbounded_channel();
         let (retries_sender, retries) = mpsc::unbounded_channel();
+        let store = Store::new(&settings.state_directory);
+        let (keeper, kept) = Keeper::start(store.clone());
         let listen = |kind| signal(kind).map_err(|error| Refusal::system("listen to signals", error));
         let mut tick = interval(RESYNC);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -205,6 +220,7 @@ impl Daemon {
             steps,
             retries,
             generations,
+            kept,
             policy: reload::watch(&settings.policies),
             hangup: listen(SignalKind::hangup())?,
             terminate: listen(SignalKind::terminate())?,
@@ -230,13 +246,18 @@ impl Daemon {
             doubts: Doubts::default(),
             passes: Passes::default(),
             policy: PolicyStatus::default(),
+            store,
+            keeper,
+            state_damaged: None,
+            unkept: BTreeMap::new(),
+            audit: AuditSince::default(),
             findings: Findings::default(),
             status,
             steps: steps_sender,
             retries: retries_sender,
             _lock: lock,
         };
-        daemon.reload("start").await;
+        daemon.first_policy().await;
         daemon.list_links().await;
         if let Some(source) = daemon.planner.pool_collision() {
             return Err(Refusal::Pool { source });
@@ -263,45 +284,6 @@ impl Daemon {
             };
             first = first.or(cause);
         }
-    }
-
-    /// Reads the policy directory. An invalid policy is refused as a whole: the last good one stays in force.
-    async fn reload(&mut self, cause: Cause) -> Option<Cause> {
-        let directory = self.settings.policies.clone();
-        let loaded = match tokio::task::spawn_blocking(move || load(&directory)).await {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                error!(%error, "the policy could not be read");
-                return None;
-            }
-        };
-        self.policy.directory = self.settings.policies.display().to_string();
-        match loaded {
-            Ok(loaded) => {
-                fault::point("policy-loaded");
-                let revision = loaded.revision.to_string();
-                self.policy.refused = None;
-                if self.policy.revision.as_ref() == Some(&revision) {
-                    // The same again, perhaps after a faulty one: the status changes.
-                    return Some(cause);
-                }
-                let (services, edges) = (loaded.policy.services.len(), loaded.policy.edges.len());
-                info!(revision, services, edges, "policy accepted");
-                self.policy.revision = Some(revision);
-                self.planner.set_rights(self.settings.rights(loaded.policy));
-            }
-            Err(refused) => {
-                if self.policy.refused.as_ref() != Some(&refused) {
-                    error!(
-                        faults = refused.faults,
-                        first = refused.first,
-                        "policy refused: the last good one stays in force; `cofferdam check` shows every fault"
-                    );
-                }
-                self.policy.refused = Some(refused);
-            }
-        }
-        Some(cause)
     }
 
     async fn list_links(&mut self) {
@@ -355,30 +337,4 @@ pub(super) async fn observe_links(links: &Links, planner: &mut Planner) -> Resul
     });
     planner.set_routes(others.map(|(net, _)| net).collect());
     Ok(())
-}
-
-/// Reads and validates the policy directory.
-fn load(directory: &Path) -> Result<Loaded, Refused> {
-    let unreadable = |error: SourceError| Refused {
-        revision: None,
-        faults: 1,
-        first: chain(&error),
-    };
-    let sources = source::read(&[directory]).map_err(unreadable)?;
-    sources.load().map_err(|faults| Refused {
-        revision: Some(sources.revision().to_string()),
-        faults: faults.iter().count(),
-        first: faults.iter().next().map(ToString::to_string).unwrap_or_default(),
-    })
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
