@@ -25,7 +25,8 @@ struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, or status --check found the daemon not enforcing; 2 \
 wrong usage; 3 no daemon answers; 10 settings; 11 missing privileges; 12 no engine; 13 engine too old; 14 nft missing or \
-failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system refused something";
+failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system refused something; \
+19 git missing or failing";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -84,12 +84,20 @@ fn render(out: &mut String, status: &Status, now: Timestamp) -> std::fmt::Result
         writeln!(out, "          {reason}")?;
     }
     let revision = status.policy.revision.as_deref().unwrap_or("none");
-    writeln!(
-        out,
-        "policy    {} from {}",
-        revision.get(..12).unwrap_or(revision),
-        status.policy.directory
-    )?;
+    let place = match &status.policy.git {
+        Some(git) => &git.url,
+        None => &status.policy.directory,
+    };
+    writeln!(out, "policy    {} from {place}", short(revision))?;
+    if let Some(git) = &status.policy.git {
+        let commit = git.commit.as_deref().map_or("none", short);
+        let fetched = git.fetched.as_deref().unwrap_or("never");
+        writeln!(
+            out,
+            "          commit {commit} of {}, reached last: {fetched}",
+            git.reference
+        )?;
+    }
     if let Some(last) = &status.policy.last_good {
         writeln!(
             out,
@@ -187,6 +195,11 @@ fn render(out: &mut String, status: &Status, now: Timestamp) -> std::fmt::Result
         )?;
     }
     Ok(())
+}
+
+/// The first digits of a revision or commit.
+fn short(revision: &str) -> &str {
+    revision.get(..12).unwrap_or(revision)
 }
 
 /// Who is in audit, for how long, and what passed there.

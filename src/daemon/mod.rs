@@ -10,6 +10,7 @@
 //! | [`drift`] | what others change of ours: noticed, put back, counted |
 //! | [`reader`] | reading engine objects again after events, never two readings of one at once |
 //! | [`source`], [`reload`] | the policy directory, and its changes |
+//! | [`git`] | a repository as the policy's source |
 //! | [`state`] | the last good policy on disk |
 //! | [`status`], [`control`] | what is true now, and the socket that tells it |
 //! | `findings` | which containers cannot be held to their rights, told when that changes |
@@ -19,6 +20,7 @@ pub mod control;
 pub mod drift;
 pub mod executor;
 mod findings;
+pub mod git;
 pub mod guard;
 pub mod lock;
 pub mod once;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::git::GitError;
 use crate::docker::EngineError;
 use crate::kernel::{bridge_netfilter, nft, privilege};
 use crate::plan::networks::PoolExhausted;
@@ -32,6 +33,8 @@ pub enum Refusal {
     Pool { source: PoolExhausted },
     #[error("the policy is not valid, nothing was changed: `cofferdam check {}` says why", path.display())]
     Policy { path: PathBuf },
+    #[error(transparent)]
+    Git(#[from] GitError),
     #[error("cannot {what}")]
     System {
         what: String,
@@ -69,6 +72,7 @@ impl Refusal {
             Self::Pool { .. } => 16,
             Self::AlreadyRunning { .. } => 17,
             Self::System { .. } => 18,
+            Self::Git(_) => 19,
         })
     }
 }

@@ -79,6 +79,33 @@ pub struct PolicyStatus {
     /// The policy in force is the last good one, as it was kept on disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_good: Option<LastGood>,
+    /// The repository that the policies come from, in place of the directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<GitStatus>,
+}
+
+/// A repository and its commits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitStatus {
+    /// Without a password.
+    pub url: String,
+    pub reference: String,
+    pub path: String,
+    /// The commit in force.
+    pub commit: Option<String>,
+    /// A newer one that was refused.
+    pub refused: Option<RefusedCommit>,
+    /// When the repository was reached last.
+    pub fetched: Option<String>,
+    /// Why it could not be reached when that was tried last.
+    pub failure: Option<String>,
+}
+
+/// A commit that was refused, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedCommit {
+    pub commit: String,
+    pub why: String,
 }
 
 /// Why an earlier policy is in force.

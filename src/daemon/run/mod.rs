@@ -19,11 +19,14 @@ use crate::daemon::control;
 use crate::daemon::drift::{self, Repairs};
 use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, network_step};
 use crate::daemon::findings::Findings;
+use crate::daemon::git::{self, Report, Repository, Verdict, Watch};
 use crate::daemon::lock::Lock;
 use crate::daemon::reader::{Finished, Object, Reader, Reading};
 use crate::daemon::source::{self, SourceError};
 use crate::daemon::state::{AuditSince, Good, Keep, Keeper, Kept, Origin, Store};
-use crate::daemon::status::{LastGood, Passes, PolicyStatus, Refused, State, Status};
+use crate::daemon::status::{
+    GitStatus, LastGood, Passes, PolicyStatus, Refused, RefusedCommit, State, Status,
+};
 use crate::daemon::{Refusal, chain, reload};
 use crate::docker::{Engine, EngineError, EngineEvent, subscribe};
 use crate::fault;
@@ -70,7 +73,8 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             Some(subject) = inputs.retries.recv() => daemon.retry(&subject),
             Some(kept) = inputs.kept.recv() => daemon.kept(kept),
             Some(()) = inputs.policy.recv() => daemon.reload("policy changed").await,
-            _ = inputs.hangup.recv() => daemon.reload("SIGHUP").await,
+            Some(report) = inputs.repository.recv() => daemon.repository(report),
+            _ = inputs.hangup.recv() => daemon.hangup().await,
             _ = inputs.tick.tick() => daemon.resync("slow timer").await,
         };
         // Whatever else is waiting belongs to the same pass; a listing, an attachment or a start makes many events.
@@ -94,6 +98,7 @@ struct Inputs {
     generations: mpsc::Receiver<GenerationEvent>,
     kept: mpsc::UnboundedReceiver<Kept>,
     policy: mpsc::Receiver<()>,
+    repository: mpsc::Receiver<Report>,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -167,6 +172,8 @@ struct Daemon {
     /// What could not be written to the state directory, and why.
     unkept: BTreeMap<&'static str, String>,
     audit: AuditSince,
+    /// The repository, where the policies come from one.
+    watch: Option<Watch>,
     findings: Findings,
     status: watch::Sender<Arc<Status>>,
     steps: mpsc::UnboundedSender<StepDone>,
@@ -180,6 +187,9 @@ impl Daemon {
         fault::point("before-lock");
         let lock = Lock::take()?;
         fault::point("after-lock");
+        if let Some(git) = &settings.git {
+            git::require(git).await?;
+        }
         bridge_netfilter::ensure().await?;
         let kernel = Kernel::open()?;
         // One that cannot be reached is waited for, in the loop.
@@ -213,7 +223,7 @@ impl Daemon {
         let mut tick = interval(RESYNC);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.reset();
-        let inputs = Inputs {
+        let mut inputs = Inputs {
             links,
             engine: subscribe(settings.docker_socket.clone()),
             readings,
@@ -221,7 +231,12 @@ impl Daemon {
             retries,
             generations,
             kept,
-            policy: reload::watch(&settings.policies),
+            policy: match settings.git {
+                Some(_) => mpsc::channel(1).1,
+                None => reload::watch(&settings.policies),
+            },
+            // Until it is known which commit is in force.
+            repository: mpsc::channel(1).1,
             hangup: listen(SignalKind::hangup())?,
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
@@ -251,13 +266,14 @@ impl Daemon {
             state_damaged: None,
             unkept: BTreeMap::new(),
             audit: AuditSince::default(),
+            watch: None,
             findings: Findings::default(),
             status,
             steps: steps_sender,
             retries: retries_sender,
             _lock: lock,
         };
-        daemon.first_policy().await;
+        daemon.first_policy(&mut inputs).await;
         daemon.list_links().await;
         if let Some(source) = daemon.planner.pool_collision() {
             return Err(Refusal::Pool { source });

@@ -4,12 +4,32 @@ use super::*;
 
 impl Daemon {
     /// The policy of the start: what is in force before anything else is looked at.
-    pub(super) async fn first_policy(&mut self) {
+    pub(super) async fn first_policy(&mut self, inputs: &mut Inputs) {
         match self.store.audit() {
             Ok(audit) => self.audit = audit,
             Err(error) => {
                 warn!(error = %chain(&error), "since when services are in audit is not known: it counts from now")
             }
+        }
+        if let Some(settings) = self.settings.git.clone() {
+            self.policy.git = Some(GitStatus {
+                url: settings.url.to_string(),
+                reference: settings.reference.as_str().to_owned(),
+                path: settings.path.as_str().to_owned(),
+                ..GitStatus::default()
+            });
+            let last = self
+                .fall_back("the repository was not looked at yet".to_owned())
+                .await;
+            let interval = settings.interval;
+            let repository = Repository::new(settings, &self.settings.state_directory, last.as_ref());
+            if let Some(git) = &mut self.policy.git {
+                git.commit = repository.in_force().map(str::to_owned);
+            }
+            let (watch, reports) = git::watch(repository, interval);
+            self.watch = Some(watch);
+            inputs.repository = reports;
+            return;
         }
         self.policy.directory = self.settings.policies.display().to_string();
         self.reload("start").await;
@@ -19,8 +39,77 @@ impl Daemon {
         }
     }
 
+    /// Somebody asks to look at once.
+    pub(super) async fn hangup(&mut self) -> Option<Cause> {
+        match &self.watch {
+            Some(watch) => {
+                watch.look();
+                None
+            }
+            None => self.reload("SIGHUP").await,
+        }
+    }
+
+    /// The repository was looked at.
+    pub(super) fn repository(&mut self, report: Report) -> Option<Cause> {
+        let git = self.policy.git.get_or_insert_default();
+        let before = git.clone();
+        let last_good = self.policy.last_good.is_some();
+        match report.fetched {
+            Ok(()) => {
+                git.fetched = Some(Timestamp::now().to_string());
+                if git.failure.take().is_some() {
+                    info!("the repository is reached again");
+                }
+            }
+            Err(error) => {
+                if git.failure.as_ref() != Some(&error) {
+                    warn!(error, "the repository cannot be reached: what is in force stays");
+                }
+                git.failure = Some(error);
+            }
+        }
+        git.refused = match &report.verdict {
+            Verdict::Refused { commit, why } => {
+                let refused = RefusedCommit {
+                    commit: commit.clone(),
+                    why: why.clone(),
+                };
+                if git.refused.as_ref() != Some(&refused) {
+                    let RefusedCommit { commit, why } = &refused;
+                    error!(commit, why, "commit refused: what is in force stays");
+                }
+                Some(refused)
+            }
+            _ => None,
+        };
+        let git = git.clone();
+        match report.verdict {
+            Verdict::Nothing | Verdict::Refused { .. } => {
+                let why = git
+                    .refused
+                    .map(|it| format!("commit {} was refused: {}", it.commit, it.why));
+                if let (Some(last), Some(why)) = (&mut self.policy.last_good, why.or(git.failure)) {
+                    last.why = why;
+                }
+            }
+            Verdict::InForce => {
+                if let Some(last) = self.policy.last_good.take_if(|_| git.failure.is_none()) {
+                    info!(since = last.since, "the last good policy is the repository's");
+                }
+            }
+            Verdict::Accepted(good) => self.accept(*good),
+        }
+        let changed =
+            self.policy.git.as_ref() != Some(&before) || last_good != self.policy.last_good.is_some();
+        changed.then_some("repository")
+    }
+
     /// Reads the policy directory. An invalid policy is refused as a whole: the last good one stays in force.
     pub(super) async fn reload(&mut self, cause: Cause) -> Option<Cause> {
+        if self.watch.is_some() {
+            return Some(cause);
+        }
         let directory = self.settings.policies.clone();
         let read = match tokio::task::spawn_blocking(move || load(&directory)).await {
             Ok(read) => read,
@@ -57,10 +146,17 @@ impl Daemon {
     /// A policy without faults is in force from now on, and kept.
     fn accept(&mut self, good: Good) {
         let revision = good.revision().to_string();
+        if let (Some(git), Origin::Git { commit, .. }) = (&mut self.policy.git, &good.origin) {
+            git.commit = Some(commit.clone());
+            info!(commit, "commit accepted");
+        }
         if let Some(last) = self.policy.last_good.take() {
             info!(since = last.since, "the last good policy is not needed any more");
         } else if self.policy.revision.as_ref() == Some(&revision) {
-            // The same again, perhaps after a faulty one: the status changes.
+            // The same again, perhaps after a faulty one: the status changes, and a commit is a new one.
+            if self.policy.git.is_some() {
+                self.keeper.keep(Keep::Policy(Box::new(good)));
+            }
             return;
         }
         let (services, edges) = (good.loaded.policy.services.len(), good.loaded.policy.edges.len());
@@ -70,13 +166,14 @@ impl Daemon {
     }
 
     /// Without a valid policy the last good one is in force, if one was kept and is whole.
-    pub(super) async fn fall_back(&mut self, why: String) {
+    /// Returns where it came from.
+    pub(super) async fn fall_back(&mut self, why: String) -> Option<Origin> {
         let store = self.store.clone();
         let read = match tokio::task::spawn_blocking(move || store.last_good()).await {
             Ok(read) => read,
             Err(error) => {
                 error!(%error, "the last good policy could not be read");
-                return;
+                return None;
             }
         };
         match read {
@@ -89,12 +186,14 @@ impl Daemon {
                     why,
                 });
                 self.put_in_force(&good);
+                Some(good.origin)
             }
-            Ok(None) => {}
+            Ok(None) => None,
             Err(error) => {
                 let error = chain(&error);
                 error!(error, "the last good policy is not used");
                 self.state_damaged = Some(format!("the last good policy is not used: {error}"));
+                None
             }
         }
     }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 
@@ -112,6 +112,13 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), StateError> {
     File::open(path)
         .and_then(|directory| directory.sync_all())
         .map_err(failed("write", path))
+}
+
+/// What is in a directory.
+pub(super) fn entries(path: &Path) -> Result<Vec<PathBuf>, StateError> {
+    let entries = fs::read_dir(path).map_err(failed("read", path))?;
+    let entries: io::Result<Vec<PathBuf>> = entries.map(|entry| Ok(entry?.path())).collect();
+    entries.map_err(failed("read", path))
 }
 
 /// Removes a file, a link or a directory, if there is one.

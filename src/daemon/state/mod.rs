@@ -229,6 +229,25 @@ impl Store {
         self.write_json(AUDIT, audit)
     }
 
+    /// Removes every mirror but the one that is wanted. Returns whether that one is there and ours.
+    pub(super) fn prepare_mirrors(&self, parent: &Path, wanted: &Path) -> Result<bool, StateError> {
+        if files::require_ours(parent).is_err() {
+            files::remove(parent)?;
+            files::make_directory(parent)?;
+        }
+        for path in files::entries(parent)? {
+            if path != wanted {
+                files::remove(&path)?;
+            }
+        }
+        Ok(files::require_ours(wanted).is_ok())
+    }
+
+    /// Removes a mirror, so that it can be made anew.
+    pub(super) fn remove_mirror(&self, mirror: &Path) -> Result<(), StateError> {
+        files::remove(mirror)
+    }
+
     fn manifest(&self) -> Result<Option<Manifest>, StateError> {
         let manifest: Option<Manifest> = self.read_json(MANIFEST)?;
         if let Some(manifest) = &manifest
@@ -286,6 +305,14 @@ impl Store {
         files::remove(&path)?;
         files::rename(&draft, &path)
     }
+}
+
+/// Reads a file that only root or this process's user may have written.
+///
+/// # Errors
+/// When it cannot be read, or others may have written it.
+pub(super) fn private_file(path: &Path, limit: usize) -> Result<Vec<u8>, StateError> {
+    files::read(path, limit)
 }
 
 fn file_name(index: usize) -> String {
