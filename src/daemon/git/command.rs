@@ -350,3 +350,68 @@ fn one_line(said: &[u8]) -> String {
     let text = lines.collect::<Vec<_>>().join("; ");
     text.chars().filter(|c| !c.is_control()).take(600).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn git() -> Git {
+        Git::new(PathBuf::from("/nonexistent"))
+    }
+
+    /// How many processes there are with this argument.
+    fn processes(argument: &str) -> usize {
+        let commands = std::fs::read_dir("/proc").unwrap().flatten();
+        let commands = commands.filter_map(|it| std::fs::read(it.path().join("cmdline")).ok());
+        commands
+            .filter(|line| line.split(|byte| *byte == 0).any(|it| it == argument.as_bytes()))
+            .count()
+    }
+
+    #[tokio::test]
+    async fn what_takes_too_long_is_killed_with_what_it_started() {
+        let seconds = format!("98{}", std::process::id());
+        let alias = format!("alias.hang=!sleep {seconds} & sleep {seconds}");
+        let bounds = Bounds {
+            patience: Duration::from_millis(1500),
+            ..Bounds::LOOK
+        };
+        let error = git().run(&["-c", &alias, "hang"], b"", bounds).await.unwrap_err();
+        assert!(
+            matches!(&error, GitError::Late { command, .. } if command == "hang"),
+            "{error}"
+        );
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while processes(&seconds) > 0 {
+            assert!(std::time::Instant::now() < deadline, "it goes on");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_answers_too_much_is_killed() {
+        let bounds = Bounds {
+            limit: 1000,
+            ..Bounds::LOOK
+        };
+        let error = git()
+            .run(&["-c", "alias.talk=!yes", "talk"], b"", bounds)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, GitError::Excessive { limit: 1000, .. }),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_words_of_a_failure_are_one_line() {
+        let git = git();
+        let error = git
+            .line(&["-c", "alias.fail=!printf 'a\\033\\n\\nb\\n' >&2; exit 3", "fail"])
+            .await;
+        let error = error.unwrap_err();
+        assert_eq!(error.code(), Some(3));
+        assert!(error.to_string().ends_with("a; b"), "{error}");
+    }
+}
