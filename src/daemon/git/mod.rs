@@ -80,21 +80,23 @@ pub struct Repository {
     git: Git,
     /// The commit in force.
     in_force: Option<String>,
+    /// Whether the same path of it is in force: the settings may name another since.
+    same_path: bool,
 }
 
 impl Repository {
     /// Touches nothing yet. `last` is where the last good policy came from: of this repository it is the commit in force.
     pub fn new(settings: GitSettings, state: &Path, last: Option<&Origin>) -> Self {
-        let in_force = match last {
+        let (in_force, same_path) = match last {
             Some(Origin::Git {
                 url,
                 reference,
+                path,
                 commit,
-                ..
             }) if *url == settings.url.to_string() && reference == settings.reference.as_str() => {
-                Some(commit.clone())
+                (Some(commit.clone()), path == settings.path.as_str())
             }
-            _ => None,
+            _ => (None, false),
         };
         let digest = Sha256::digest(settings.url.as_str().as_bytes());
         let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
@@ -103,6 +105,7 @@ impl Repository {
             store: Store::new(state),
             settings,
             in_force,
+            same_path,
         }
     }
 
@@ -189,7 +192,8 @@ impl Repository {
         };
         let refused = |why: String| Verdict::Refused {
             commit: commit.clone(),
-            why,
+            // Whoever pushed it chose the names in it.
+            why: why.chars().filter(|c| !c.is_control()).collect(),
         };
         if let Some(why) = self.objection_to_history(&commit).await? {
             return Ok(refused(why));
@@ -198,7 +202,7 @@ impl Repository {
         if let Some(why) = self.objection_to_signature(&commit).await? {
             return Ok(refused(why));
         }
-        if self.in_force.as_ref() == Some(&commit) {
+        if self.in_force.as_ref() == Some(&commit) && self.same_path {
             return Ok(Verdict::InForce);
         }
         let sources = tree::read(&self.git, &commit, &self.settings.path).await?;
@@ -214,6 +218,7 @@ impl Repository {
         }
         self.git.line(&["update-ref", IN_FORCE, &commit]).await?;
         self.in_force = Some(commit.clone());
+        self.same_path = true;
         Ok(Verdict::Accepted(Box::new(Good {
             loaded,
             files: sources.files,
@@ -266,7 +271,7 @@ impl Repository {
         let said = match self.git.line(&arguments).await?.as_str() {
             "G" => return Ok(None),
             "N" => "it is not signed",
-            "U" => "it is signed with a key that is not among the allowed signers'",
+            "U" => "it is signed with a key that is not among those of the allowed signers",
             "B" => "its signature is wrong",
             "X" | "Y" => "its signature or the key has expired",
             "R" => "the key of its signature was revoked",

@@ -159,7 +159,8 @@ fn entries(listing: &[u8]) -> Option<Vec<Entry>> {
             Some(Entry {
                 kind,
                 object: object.to_owned(),
-                path: path.to_owned(),
+                // Whoever pushed it chose the name, and terminals obey control characters.
+                path: path.replace(char::is_control, "\u{fffd}"),
             })
         })
         .collect()

@@ -83,22 +83,16 @@ impl Daemon {
             }
             _ => None,
         };
-        let git = git.clone();
-        match report.verdict {
-            Verdict::Nothing | Verdict::Refused { .. } => {
-                let why = git
-                    .refused
-                    .map(|it| format!("commit {} was refused: {}", it.commit, it.why));
-                if let (Some(last), Some(why)) = (&mut self.policy.last_good, why.or(git.failure)) {
-                    last.why = why;
-                }
-            }
-            Verdict::InForce => {
-                if let Some(last) = self.policy.last_good.take_if(|_| git.failure.is_none()) {
+        let problems = problems(git);
+        match (report.verdict, &mut self.policy.last_good) {
+            (Verdict::Accepted(good), _) => self.accept(*good),
+            (_, Some(last)) if !problems.is_empty() => last.why = problems.join("; "),
+            (Verdict::InForce, last) => {
+                if let Some(last) = last.take() {
                     info!(since = last.since, "the last good policy is the repository's");
                 }
             }
-            Verdict::Accepted(good) => self.accept(*good),
+            _ => {}
         }
         let changed =
             self.policy.git.as_ref() != Some(&before) || last_good != self.policy.last_good.is_some();
@@ -230,15 +224,29 @@ impl Daemon {
             )),
             (None, None) => None,
         };
+        // The last good policy's reason says it already.
+        let git = self
+            .policy
+            .git
+            .as_ref()
+            .filter(|_| self.policy.last_good.is_none());
+        let git = git.map(problems).unwrap_or_default();
+        let damaged = self.state_damaged.clone();
         let unkept = self
             .unkept
             .iter()
             .map(|(what, error)| format!("{what} cannot be kept: {error}"));
-        refused
-            .into_iter()
-            .chain(self.state_damaged.clone())
-            .chain(unkept)
+        refused.into_iter().chain(damaged).chain(unkept).chain(git)
     }
+}
+
+/// What keeps the repository's newest commit from being in force.
+fn problems(git: &GitStatus) -> Vec<String> {
+    let refused = git.refused.as_ref();
+    let refused = refused.map(|it| format!("commit {} was refused: {}", it.commit, it.why));
+    let failure = git.failure.as_ref();
+    let failure = failure.map(|error| format!("the repository cannot be reached: {error}"));
+    refused.into_iter().chain(failure).collect()
 }
 
 /// Reads and validates the policy directory.

@@ -422,7 +422,8 @@ mod tests {
     /// Each of these is refused, and what is accepted next takes its place.
     #[test]
     fn what_was_changed_or_is_not_ours_is_never_used() {
-        let damage: [(&str, fn(&Path)); 9] = [
+        type Damage = (&'static str, fn(&Path));
+        let damage: [Damage; 9] = [
             ("another revision", |path| {
                 std::fs::write(path.join("a/0000.yaml"), "cofferdam: 1\nsegment: a\n").unwrap();
             }),
