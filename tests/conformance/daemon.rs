@@ -446,11 +446,10 @@ impl Daemon {
         content && settled && self.is_in_force(status)
     }
 
-    /// Whether the last valid policy is in force. A daemon that found an invalid one at its first start names none: none
-    /// was kept, the kernel holds what stood there, and the facts will tell.
+    /// Whether the last valid policy is in force: also of a daemon that found an invalid one at its start.
     pub(crate) fn is_in_force(&self, status: &Value) -> bool {
         let revision = status.pointer("/policy/revision").and_then(Value::as_str);
-        revision == self.revision.as_deref() || (self.invalid && revision.is_none())
+        revision == self.revision.as_deref()
     }
 
     /// Removes every trace of the product; the daemon must have ended.
