@@ -292,6 +292,38 @@ fn a_broken_commit_is_refused_and_a_good_one_after_it_is_not() {
 }
 
 #[test]
+fn what_a_killed_git_left_is_no_hindrance() {
+    let (upstream, mut mirror, first) = shop();
+    mirror.accepted(&first);
+    let mut mirrors = std::fs::read_dir(upstream.path("state/git")).unwrap();
+    let path = mirrors.next().unwrap().unwrap().path();
+    for left in [
+        "refs/cofferdam/candidate.lock",
+        "refs/cofferdam/in-force.lock",
+        "packed-refs.lock",
+    ] {
+        std::fs::write(path.join(left), "").unwrap();
+    }
+    let half = path.join("objects/pack/tmp_pack_x");
+    std::fs::create_dir_all(half.parent().unwrap()).unwrap();
+    std::fs::write(&half, "PACK").unwrap();
+    let commit = upstream.push(&[]);
+    mirror.accepted(&commit);
+    assert!(!half.exists());
+    // A mirror that is none any more is made anew.
+    std::fs::write(path.join("HEAD"), "").unwrap();
+    mirror.in_force();
+    let commit = upstream.push(&[]);
+    mirror.accepted(&commit);
+    // And one that is somebody else's, too.
+    std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+    std::fs::write(path.join("theirs"), "").unwrap();
+    let commit = upstream.push(&[]);
+    mirror.accepted(&commit);
+    assert!(!path.join("theirs").exists());
+}
+
+#[test]
 fn a_large_file_is_refused_by_its_size() {
     let (upstream, mut mirror, first) = shop();
     mirror.accepted(&first);

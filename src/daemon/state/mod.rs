@@ -33,6 +33,14 @@ pub const MAX_FILES: usize = 4096;
 const FORMAT: u32 = 1;
 const MANIFEST: &str = "last-good.json";
 const AUDIT: &str = "audit-since.json";
+/// Locks of a mirror that git leaves behind when it is killed.
+const STALE: [&str; 5] = [
+    "refs/cofferdam/candidate.lock",
+    "refs/cofferdam/in-force.lock",
+    "packed-refs.lock",
+    "shallow.lock",
+    "config.lock",
+];
 /// What a manifest or a list of services may have: paths have at most 4096 bytes.
 const MAX_JSON: usize = 32 << 20;
 
@@ -229,7 +237,8 @@ impl Store {
         self.write_json(AUDIT, audit)
     }
 
-    /// Removes every mirror but the one that is wanted. Returns whether that one is there and ours.
+    /// Removes every mirror but the one that is wanted, and what commands that were killed left in that one: nobody else
+    /// works there. Returns whether it is there and ours.
     pub(super) fn prepare_mirrors(&self, parent: &Path, wanted: &Path) -> Result<bool, StateError> {
         if files::require_ours(parent).is_err() {
             files::remove(parent)?;
@@ -240,7 +249,19 @@ impl Store {
                 files::remove(&path)?;
             }
         }
-        Ok(files::require_ours(wanted).is_ok())
+        if files::require_ours(wanted).is_err() {
+            return Ok(false);
+        }
+        for lock in STALE {
+            files::remove(&wanted.join(lock))?;
+        }
+        for path in files::entries(&wanted.join("objects/pack")).unwrap_or_default() {
+            let name = path.file_name().unwrap_or_default();
+            if name.as_encoded_bytes().starts_with(b"tmp_") {
+                files::remove(&path)?;
+            }
+        }
+        Ok(true)
     }
 
     /// Removes a mirror, so that it can be made anew.
