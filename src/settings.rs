@@ -1,10 +1,14 @@
 //! The daemon's settings: from flags, environment, a YAML file and defaults, in this order.
 
+pub mod git;
+
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
+use self::git::{Choice, GitPath, GitRef, GitSettings, GitUrl, Rewind};
 use crate::model::{OnUnenforceable, Rights, Unmanaged};
 use crate::plan::compile::Options;
 use crate::plan::networks::Pools;
@@ -26,6 +30,27 @@ pub struct Overrides {
     /// The daemon's control socket [default: /run/cofferdam/control.sock]
     #[arg(long, env = "COFFERDAM_CONTROL_SOCKET", value_name = "PATH")]
     pub control_socket: Option<PathBuf>,
+    /// Where the last good policy is kept [default: /var/lib/cofferdam]
+    #[arg(long, env = "COFFERDAM_STATE_DIRECTORY", value_name = "DIR")]
+    pub state_directory: Option<PathBuf>,
+    /// Git repository that the policies come from, in place of the directory: a URL, a path or `none` [default: none]
+    #[arg(long, env = "COFFERDAM_GIT", value_name = "URL|none")]
+    pub git: Option<Choice<GitUrl>>,
+    /// Its branch, or a full name such as refs/tags/live [default: main]
+    #[arg(long, env = "COFFERDAM_GIT_REF", value_name = "REF")]
+    pub git_ref: Option<GitRef>,
+    /// The directory of policy files in it [default: policies]
+    #[arg(long, env = "COFFERDAM_GIT_PATH", value_name = "PATH")]
+    pub git_path: Option<GitPath>,
+    /// Seconds between two fetches [default: 60]
+    #[arg(long, env = "COFFERDAM_GIT_INTERVAL", value_name = "SECONDS")]
+    pub git_interval: Option<u64>,
+    /// Take only commits that one of this file's keys has signed (the format of ssh-keygen's allowed signers) [default: none]
+    #[arg(long, env = "COFFERDAM_REQUIRE_SIGNED", value_name = "FILE|none")]
+    pub require_signed: Option<Choice<PathBuf>>,
+    /// Take commits that do not come after the one in force, too [default: false]
+    #[arg(long, env = "COFFERDAM_GIT_ALLOW_REWIND", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub git_allow_rewind: Option<bool>,
     /// Pool of service networks' IPv4 subnets [default: 10.213.0.0/16]
     #[arg(long, env = "COFFERDAM_IPV4_POOL", value_name = "CIDR")]
     pub ipv4_pool: Option<Ipv4Net>,
@@ -108,6 +133,9 @@ pub struct Settings {
     pub policies: PathBuf,
     pub docker_socket: PathBuf,
     pub control_socket: PathBuf,
+    pub state_directory: PathBuf,
+    /// `None`: the policies are in a directory.
+    pub git: Option<GitSettings>,
     pub pools: Pools,
     pub options: Options,
     pub mode: Mode,
@@ -193,6 +221,12 @@ impl Settings {
                 "stamp-bit {bit} is not a bit of a mark: 0 to 31"
             )));
         }
+        let state_directory = path(
+            flags.state_directory.clone(),
+            file.state_directory.clone(),
+            "/var/lib/cofferdam",
+        );
+        let git = git_settings(&flags, &file, &state_directory).map_err(SettingsError::Value)?;
         let nflog_group = flags.nflog_group.or(file.nflog_group).unwrap_or(64);
         Ok(Self {
             policies: path(flags.policies, file.policies, "/etc/cofferdam/policies"),
@@ -202,6 +236,8 @@ impl Settings {
                 file.control_socket,
                 "/run/cofferdam/control.sock",
             ),
+            state_directory,
+            git,
             pools: Pools {
                 ipv4,
                 ipv4_prefix,
@@ -216,6 +252,49 @@ impl Settings {
             unenforceable: flags.unenforceable.or(file.unenforceable).unwrap_or_default(),
         })
     }
+}
+
+/// Which repository the policies come from, if they do.
+fn git_settings(flags: &Overrides, file: &Overrides, state: &Path) -> Result<Option<GitSettings>, String> {
+    let signers = flags
+        .require_signed
+        .clone()
+        .or(file.require_signed.clone())
+        .and_then(Choice::on);
+    let Some(url) = flags.git.clone().or(file.git.clone()).and_then(Choice::on) else {
+        return match signers {
+            // Whoever asks for signatures must not be left without them.
+            Some(_) => Err("require-signed needs git: files of a directory carry no signature".to_owned()),
+            None => Ok(None),
+        };
+    };
+    if let Some(signers) = &signers {
+        git::outside(signers, state)?;
+    }
+    let seconds = flags.git_interval.or(file.git_interval).unwrap_or(60);
+    if !(1..=86_400).contains(&seconds) {
+        return Err(format!(
+            "git-interval {seconds} must lie between 1 s and a day (86400)"
+        ));
+    }
+    let allowed = flags
+        .git_allow_rewind
+        .or(file.git_allow_rewind)
+        .unwrap_or_default();
+    Ok(Some(GitSettings {
+        url,
+        reference: match flags.git_ref.clone().or(file.git_ref.clone()) {
+            Some(reference) => reference,
+            None => "main".parse()?,
+        },
+        path: match flags.git_path.clone().or(file.git_path.clone()) {
+            Some(path) => path,
+            None => "policies".parse()?,
+        },
+        interval: Duration::from_secs(seconds),
+        signers,
+        rewind: if allowed { Rewind::Allowed } else { Rewind::Refused },
+    }))
 }
 
 const DEFAULT_IPV4_POOL: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 213, 0, 0), 16);

@@ -22,7 +22,7 @@ const COFFERDAM: &str = env!("CARGO_BIN_EXE_cofferdam");
 fn home() -> &'static str {
     std::fs::create_dir_all("/run/home/policies").unwrap();
     std::fs::write("/run/home/policies/shop.yaml", "cofferdam: 1\nsegment: shop\n").unwrap();
-    "--policies /run/home/policies --docker-socket /run/home/docker.sock"
+    "--policies /run/home/policies --docker-socket /run/home/docker.sock --state-directory /run/home/state"
 }
 
 /// The command must refuse with this code, in one line that names all of this, and leave no table.
@@ -58,6 +58,40 @@ fn without_nft() {
         let output = try_sh(&format!("{COFFERDAM} run {home}"));
         sh("for place in /sbin/nft /usr/sbin/nft; do umount $place; done");
         refused(&output, 14, &["nft", "install the package nftables"]);
+    });
+}
+
+#[test]
+fn without_git_or_what_judges_signatures() {
+    netns::run("without_git_or_what_judges_signatures", || {
+        let home = home();
+        let run = format!("{COFFERDAM} run {home} --git /run/home/policy.git");
+        sh("mkdir -p /run/bin");
+        let output = try_sh(&format!("PATH=/run/bin {run}"));
+        refused(&output, 20, &["`git` is missing", "install the package git"]);
+        sh("ln -s /usr/bin/git /run/bin/git && touch /run/home/signers");
+        let output = try_sh(&format!("PATH=/run/bin {run} --require-signed /run/home/signers"));
+        refused(&output, 20, &["`ssh-keygen` is missing", "openssh-client"]);
+        // The twin: with both it starts, whether the repository is there or not.
+        let mut daemon = Background::start(&format!("{run} --require-signed /run/home/signers"));
+        wait_for_tables();
+        assert!(daemon.0.try_wait().unwrap().is_none());
+    });
+}
+
+#[test]
+fn with_signers_that_the_repository_could_bring() {
+    netns::run("with_signers_that_the_repository_could_bring", || {
+        let home = home();
+        let run = format!("{COFFERDAM} run {home} --require-signed");
+        let output = try_sh(&format!(
+            "{run} /run/home/state/git/signers --git /run/home/policy.git"
+        ));
+        refused(&output, 10, &["must not lie in the state directory"]);
+        let output = try_sh(&format!("{run} /run/home/signers"));
+        refused(&output, 10, &["require-signed needs git"]);
+        let output = try_sh(&format!("{COFFERDAM} apply {home} --git /run/home/policy.git"));
+        refused(&output, 20, &["/run/home/policy.git"]);
     });
 }
 

@@ -76,7 +76,7 @@ inside() {
     sed -n '/^allow:/,$p' "$policies/shop.yaml"
     "$COFFERDAM" check "$policies" >"$home/check.log" 2>&1 || { cat "$home/check.log" && exit 1; }
     "$COFFERDAM" run --policies "$policies" --docker-socket "${daemon_socket#unix://}" --control-socket "$control" \
-        >"$home/cofferdam.log" 2>&1 </dev/null &
+        --state-directory "$home/state" >"$home/cofferdam.log" 2>&1 </dev/null &
     daemon=$!
     enforced=true
     edges=("world>web" "web>api" "api>cache" "worker>cache" "api>db" "worker>db")

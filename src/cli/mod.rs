@@ -37,7 +37,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test do
 daemon not enforcing; 2 wrong usage, or plan found changes; 3 no daemon answers, or check --deny-warnings found only \
 warnings; 4 explain says that it is denied, in whole or in part; 10 settings; 11 missing privileges; 12 no engine; 13 engine \
 too old; 14 nft missing or failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system \
-refused something; 19 what a saved plan was made from has changed";
+refused something; 19 what a saved plan was made from has changed; 20 git missing or failing";
 
 #[derive(Debug, Subcommand)]
 enum Command {

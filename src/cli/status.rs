@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use jiff::Timestamp;
 
 use super::{block_on, print_json};
 use crate::daemon::Refusal;
@@ -48,7 +49,7 @@ pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, Refusal> {
     if args.json {
         print_json(&status)?
     } else {
-        print!("{}", text(&status))
+        print!("{}", text(&status, Timestamp::now()))
     }
     Ok(if args.check && status.state != State::Enforcing {
         ExitCode::from(1)
@@ -57,14 +58,14 @@ pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, Refusal> {
     })
 }
 
-fn text(status: &Status) -> String {
+fn text(status: &Status, now: Timestamp) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
-    let _ = render(&mut out, status);
+    let _ = render(&mut out, status, now);
     out
 }
 
-fn render(out: &mut String, status: &Status) -> std::fmt::Result {
+fn render(out: &mut String, status: &Status, now: Timestamp) -> std::fmt::Result {
     let state = match status.state {
         State::Starting => "starting",
         State::Waiting => "waiting for the engine: the rules stand, nothing new opens",
@@ -84,12 +85,27 @@ fn render(out: &mut String, status: &Status) -> std::fmt::Result {
         writeln!(out, "          {reason}")?;
     }
     let revision = status.policy.revision.as_deref().unwrap_or("none");
-    writeln!(
-        out,
-        "policy    {} from {}",
-        revision.get(..12).unwrap_or(revision),
-        status.policy.directory
-    )?;
+    let place = match &status.policy.git {
+        Some(git) => &git.url,
+        None => &status.policy.directory,
+    };
+    writeln!(out, "policy    {} from {place}", short(revision))?;
+    if let Some(git) = &status.policy.git {
+        let commit = git.commit.as_deref().map_or("none", short);
+        let fetched = git.fetched.as_deref().unwrap_or("never");
+        writeln!(
+            out,
+            "          commit {commit} of {}, reached last: {fetched}",
+            git.reference
+        )?;
+    }
+    if let Some(last) = &status.policy.last_good {
+        writeln!(
+            out,
+            "          the last good one, accepted {}, in force since {}: {}",
+            last.accepted, last.since, last.why
+        )?;
+    }
     writeln!(
         out,
         "engine    {}",
@@ -111,9 +127,7 @@ fn render(out: &mut String, status: &Status) -> std::fmt::Result {
     if let Some(denied) = status.denied_packets {
         writeln!(out, "denied    {denied} packets")?;
     }
-    if let Some(audited) = status.audited_packets.filter(|it| *it > 0) {
-        writeln!(out, "audited   {audited} packets")?;
-    }
+    audit(out, status, now)?;
     writeln!(out, "\nservices")?;
     for (name, service) in &status.services {
         writeln!(out, "  {name}: {}", count(service.containers.len(), "container"))?;
@@ -188,6 +202,73 @@ fn render(out: &mut String, status: &Status) -> std::fmt::Result {
     Ok(())
 }
 
+/// The first digits of a revision or commit.
+fn short(revision: &str) -> &str {
+    revision.get(..12).unwrap_or(revision)
+}
+
+/// Who is in audit, for how long, and what passed there.
+fn audit(out: &mut String, status: &Status, now: Timestamp) -> std::fmt::Result {
+    let audit = &status.audit;
+    let packets = status.audited_packets.filter(|packets| *packets > 0);
+    if audit.host.is_none() && audit.services.is_empty() && packets.is_none() {
+        return Ok(());
+    }
+    let packets = packets.unwrap_or_default();
+    writeln!(out, "audited   {packets} packets that no edge permits passed")?;
+    let since = |time: Timestamp| format!("in audit for {} (since {time})", lasted(time, now));
+    if let Some(time) = audit.host {
+        writeln!(out, "          every service {}", since(time))?;
+    }
+    for (service, time) in &audit.services {
+        writeln!(out, "          {service} {}", since(*time))?;
+    }
+    Ok(())
+}
+
+/// `3 days`, `5 hours`, `12 minutes`: rounded down.
+fn lasted(since: Timestamp, now: Timestamp) -> String {
+    let seconds = usize::try_from(now.as_second() - since.as_second()).unwrap_or_default();
+    match seconds {
+        0..60 => count(seconds, "second"),
+        60..3600 => count(seconds / 60, "minute"),
+        3600..86_400 => count(seconds / 3600, "hour"),
+        _ => count(seconds / 86_400, "day"),
+    }
+}
+
 fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::status::LastGood;
+
+    #[test]
+    fn audit_and_the_last_good_policy_are_told_with_their_times() {
+        let now: Timestamp = "2026-11-27T12:00:00Z".parse().unwrap();
+        let mut status = Status::starting();
+        assert!(!text(&status, now).contains("audit"));
+        assert!(!text(&status, now).contains("last good"));
+        let ago = |seconds: i64| Timestamp::from_second(now.as_second() - seconds).unwrap();
+        status.audit.host = Some(ago(3 * 86_400 + 5));
+        status.audit.services.insert("shop/web".to_owned(), ago(3600));
+        status.audited_packets = Some(7);
+        status.policy.last_good = Some(LastGood {
+            accepted: "2026-11-20T00:00:00Z".to_owned(),
+            since: "2026-11-27T11:00:00Z".to_owned(),
+            why: "cannot read the policy /p".to_owned(),
+        });
+        let text = text(&status, now);
+        for line in [
+            "audited   7 packets that no edge permits passed",
+            "          every service in audit for 3 days (since 2026-11-24T11:59:55Z)",
+            "          shop/web in audit for 1 hour (since 2026-11-27T11:00:00Z)",
+            "          the last good one, accepted 2026-11-20T00:00:00Z, in force since 2026-11-27T11:00:00Z: cannot read the policy /p",
+        ] {
+            assert!(text.contains(line), "{line} is missing in:\n{text}");
+        }
+    }
 }

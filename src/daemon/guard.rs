@@ -7,7 +7,8 @@ use tracing::{info, warn};
 
 use super::executor::Kernel;
 use super::lock::Lock;
-use super::{Refusal, run, source};
+use super::state::Store;
+use super::{Refusal, chain, run, source};
 use crate::kernel::{bridge_netfilter, privilege};
 use crate::model::Rights;
 use crate::plan::Planner;
@@ -65,24 +66,39 @@ pub async fn guard(settings: &Settings) -> Result<Guard, Refusal> {
     Ok(Guard::Loaded { revision })
 }
 
-/// The policy, if there is a valid one.
+/// The policy: the directory's, or else the last good one, if there is a valid one.
 fn rights(settings: &Settings) -> (Rights, Option<String>) {
-    let none = || settings.rights(Policy::default());
-    let sources = match source::read(&[&settings.policies]) {
-        Ok(sources) => sources,
-        Err(error) => {
-            warn!(%error, "the policy cannot be read: the rules are loaded without it");
-            return (none(), None);
-        }
+    let (policy, revision) = match valid(settings) {
+        Some((policy, revision)) => (policy, Some(revision)),
+        None => (Policy::default(), None),
     };
-    match sources.load() {
-        Ok(loaded) => (
-            settings.rights(loaded.policy.at(Timestamp::now())),
-            Some(loaded.revision.to_string()),
-        ),
-        Err(_) => {
-            warn!("the policy is not valid: the rules are loaded without it; `cofferdam check` says why");
-            (none(), None)
+    (settings.rights(policy.at(Timestamp::now())), revision)
+}
+
+fn valid(settings: &Settings) -> Option<(Policy, String)> {
+    // A repository is not asked here: before the engine there may be no network.
+    if settings.git.is_none() {
+        match source::read(&[&settings.policies]) {
+            Ok(sources) => match sources.load() {
+                Ok(loaded) => return Some((loaded.policy, loaded.revision.to_string())),
+                Err(_) => warn!("the policy is not valid; `cofferdam check` says why"),
+            },
+            Err(error) => warn!(error = %chain(&error), "the policy cannot be read"),
+        }
+    }
+    match Store::new(&settings.state_directory).last_good() {
+        Ok(Some(good)) => {
+            let revision = good.revision().to_string();
+            info!(revision, accepted = %good.accepted, "the rules are loaded with the last good policy");
+            Some((good.loaded.policy, revision))
+        }
+        Ok(None) => {
+            warn!("there is no last good policy: the rules are loaded without one");
+            None
+        }
+        Err(error) => {
+            warn!(error = %chain(&error), "the last good policy is not used: the rules are loaded without one");
+            None
         }
     }
 }

@@ -12,6 +12,8 @@
 //! | [`drift`] | what others change of ours: noticed, put back, counted |
 //! | [`reader`] | reading engine objects again after events, never two readings of one at once |
 //! | [`source`], [`reload`] | the policy directory, and its changes |
+//! | [`git`] | a repository as the policy's source |
+//! | [`state`] | the last good policy on disk |
 //! | [`status`], [`control`] | what is true now, and the socket that tells it |
 //! | `findings` | which containers cannot be held to their rights, told when that changes |
 //! | [`lock`], [`refusal`] | one daemon at a time; why it does not start |
@@ -22,6 +24,7 @@ mod endings;
 pub mod executor;
 mod expiry;
 mod findings;
+pub mod git;
 pub mod guard;
 pub mod lock;
 pub mod once;
@@ -31,7 +34,19 @@ pub mod refusal;
 pub mod reload;
 pub mod run;
 pub mod source;
+pub mod state;
 pub mod status;
 
 pub use endings::host_addresses;
 pub use refusal::Refusal;
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

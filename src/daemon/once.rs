@@ -7,9 +7,11 @@ use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::executor::{Kernel, network_step};
+use super::git::{self, GitError, Repository, Verdict};
 use super::lock::Lock;
 use super::preview::{Basis, VERSION};
-use super::{Refusal, run, source};
+use super::state::{Good, Origin, Store};
+use super::{Refusal, chain, run, source};
 use crate::docker::Engine;
 use crate::fault;
 use crate::inventory::{Inventory, NetworkKind};
@@ -19,6 +21,7 @@ use crate::plan::impact::fingerprint;
 use crate::plan::networks::NetworkStep;
 use crate::plan::{Plan, Planner};
 use crate::settings::Settings;
+use crate::settings::git::GitSettings;
 
 /// A network that is made must be listed before containers can be attached to it, and attached ones before they are bound:
 /// a reconcile takes a few rounds, and one that does not end is an error.
@@ -73,19 +76,17 @@ async fn apply_if(
 ) -> Result<Applied, Refusal> {
     privilege::require_net_admin()?;
     let _lock = Lock::take()?;
-    let invalid = || Refusal::Policy {
-        path: settings.policies.clone(),
+    let good = match &settings.git {
+        Some(git) => of_repository(settings, git).await?,
+        None => of_directory(settings)?,
     };
-    let sources =
-        source::read(&[&settings.policies]).map_err(|error| Refusal::system("read the policy", error))?;
-    let loaded = sources.load().map_err(|_| invalid())?;
     bridge_netfilter::ensure().await?;
     let mut kernel = Kernel::open()?;
     let engine = Engine::connect(&settings.docker_socket).await?;
-    let rights = settings.rights(loaded.policy.at(Timestamp::now()));
+    let rights = settings.rights(good.loaded.policy.at(Timestamp::now()));
     let mut planner = Planner::new(settings.options, settings.pools.clone(), rights);
     let mut applied = Applied {
-        revision: loaded.revision.to_string(),
+        revision: good.revision().to_string(),
         ..Applied::default()
     };
     for round in 0..ROUNDS {
@@ -93,6 +94,7 @@ async fn apply_if(
         let plan = planner.plan();
         if round == 0 {
             check(&applied.revision, &planner)?;
+            keep(settings, &good);
         }
         if let Some(source) = plan.exhausted {
             return Err(Refusal::Pool { source });
@@ -115,6 +117,54 @@ async fn apply_if(
         "come to an end",
         format!("there was still something to do after {ROUNDS} rounds"),
     ))
+}
+
+fn of_directory(settings: &Settings) -> Result<Good, Refusal> {
+    let sources =
+        source::read(&[&settings.policies]).map_err(|error| Refusal::system("read the policy", error))?;
+    let loaded = sources.load().map_err(|_| Refusal::Policy {
+        path: settings.policies.clone(),
+    })?;
+    Ok(Good {
+        loaded,
+        files: sources.files,
+        origin: Origin::Directory(settings.policies.display().to_string()),
+        accepted: Timestamp::now(),
+    })
+}
+
+/// The commit that the repository has now; one that is refused changes nothing.
+async fn of_repository(settings: &Settings, git: &GitSettings) -> Result<Good, Refusal> {
+    git::require(git).await?;
+    let last = Store::new(&settings.state_directory).last_good().ok().flatten();
+    let origin = last.as_ref().map(|it| &it.origin);
+    let report = Repository::new(git.clone(), &settings.state_directory, origin)
+        .refresh()
+        .await;
+    report.fetched.map_err(GitError::Refused)?;
+    let refused = match (report.verdict, last) {
+        (Verdict::Accepted(good), _) => return Ok(*good),
+        (Verdict::InForce, Some(last)) => return Ok(last),
+        (Verdict::Refused { commit, why }, _) => {
+            format!("commit {commit} is refused, nothing was changed: {why}")
+        }
+        (Verdict::Nothing | Verdict::InForce, _) => "the repository holds no commit".to_owned(),
+    };
+    Err(GitError::Refused(refused).into())
+}
+
+/// Keeps what was accepted. That it cannot be kept changes nothing now.
+fn keep(settings: &Settings, good: &Good) {
+    let store = Store::new(&settings.state_directory);
+    if let Err(error) = store.keep(good) {
+        warn!(error = %chain(&error), "the last good policy cannot be kept");
+    }
+    let mut audit = store.audit().unwrap_or_default();
+    if audit.observe(&settings.rights(good.loaded.policy.clone()), good.accepted)
+        && let Err(error) = store.keep_audit(&audit)
+    {
+        warn!(error = %chain(&error), "since when services are in audit cannot be kept");
+    }
 }
 
 async fn observe(engine: &Engine, kernel: &Kernel, planner: &mut Planner) -> Result<(), Refusal> {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::git::GitError;
 use crate::docker::EngineError;
 use crate::kernel::{bridge_netfilter, nft, privilege};
 use crate::plan::networks::PoolExhausted;
@@ -34,6 +35,8 @@ pub enum Refusal {
     Policy { path: PathBuf },
     #[error("nothing was changed: {what} since the plan {} was made", path.display())]
     Moved { path: PathBuf, what: &'static str },
+    #[error(transparent)]
+    Git(#[from] GitError),
     #[error("cannot {what}")]
     System {
         what: String,
@@ -72,6 +75,7 @@ impl Refusal {
             Self::AlreadyRunning { .. } => 17,
             Self::System { .. } => 18,
             Self::Moved { .. } => 19,
+            Self::Git(_) => 20,
         })
     }
 }

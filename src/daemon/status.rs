@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::findings;
+use super::state::AuditSince;
 use crate::inventory::{Container, ContainerId, NetworkKind, NetworkMode};
 use crate::kernel::elements::{Elements, ElementsError};
 use crate::model::Standing;
@@ -61,9 +62,12 @@ pub struct Status {
     pub isolated: BTreeMap<String, Vec<String>>,
     /// Containers on many service networks, with their number: each makes their start slower.
     pub many_networks: BTreeMap<String, usize>,
+    /// Since when services, or the whole host, are in audit.
+    #[serde(default)]
+    pub audit: AuditSince,
     /// Packets that were denied since the tables were made.
     pub denied_packets: Option<u64>,
-    /// Packets that passed only because every managed end is in audit.
+    /// Packets that no edge permits but that passed, since the tables were made: their ends are in audit.
     #[serde(default)]
     pub audited_packets: Option<u64>,
 }
@@ -76,6 +80,46 @@ pub struct PolicyStatus {
     pub revision: Option<String>,
     /// A newer one that was refused, and how many faults it has.
     pub refused: Option<Refused>,
+    /// The policy in force is the last good one, as it was kept on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_good: Option<LastGood>,
+    /// The repository that the policies come from, in place of the directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<GitStatus>,
+}
+
+/// A repository and its commits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitStatus {
+    /// Without a password.
+    pub url: String,
+    pub reference: String,
+    pub path: String,
+    /// The commit in force.
+    pub commit: Option<String>,
+    /// A newer one that was refused.
+    pub refused: Option<RefusedCommit>,
+    /// When the repository was reached last.
+    pub fetched: Option<String>,
+    /// Why it could not be reached when that was tried last.
+    pub failure: Option<String>,
+}
+
+/// A commit that was refused, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedCommit {
+    pub commit: String,
+    pub why: String,
+}
+
+/// Why an earlier policy is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastGood {
+    /// When it was accepted.
+    pub accepted: String,
+    /// Since when it is in force for want of another.
+    pub since: String,
+    pub why: String,
 }
 
 /// A policy that was refused.
@@ -192,6 +236,7 @@ impl Status {
             unenforceable_counts: BTreeMap::new(),
             isolated: BTreeMap::new(),
             many_networks: BTreeMap::new(),
+            audit: AuditSince::default(),
             denied_packets: None,
             audited_packets: None,
         }
@@ -289,7 +334,7 @@ impl Status {
             edge.packets = counter.map(|it| it.packets);
             edge.bytes = counter.map(|it| it.bytes);
         }
-        let packets = |name| counters.get(&CounterName::from(name)).map(|it| it.packets);
+        let packets = |name: &str| counters.get(&CounterName::from(name)).map(|it| it.packets);
         self.denied_packets = packets("denied");
         self.audited_packets = packets("audited");
         if elements.base_chains()?.is_empty() && self.state != State::Starting {

@@ -88,6 +88,11 @@ impl Daemon {
         self.directory.path().join("policies")
     }
 
+    /// The last good policy outlives the process.
+    fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
     fn control(&self) -> PathBuf {
         self.directory.path().join("control.sock")
     }
@@ -282,6 +287,8 @@ impl Daemon {
             .arg(&self.docker_socket)
             .arg("--control-socket")
             .arg(self.control())
+            .arg("--state-directory")
+            .arg(self.state())
             .args(&self.arguments)
             .env(
                 "PATH",
@@ -311,6 +318,8 @@ impl Daemon {
             .arg(self.policies())
             .arg("--docker-socket")
             .arg(&self.docker_socket)
+            .arg("--state-directory")
+            .arg(self.state())
             .stdin(Stdio::null())
             .output()
             .await
@@ -441,11 +450,10 @@ impl Daemon {
         content && settled && self.is_in_force(status)
     }
 
-    /// Whether the last valid policy is in force. A daemon that found an invalid one at its start names none: the kernel
-    /// holds what the daemon before it left there, and the facts will tell.
+    /// Whether the last valid policy is in force: also of a daemon that found an invalid one at its start.
     pub(crate) fn is_in_force(&self, status: &Value) -> bool {
         let revision = status.pointer("/policy/revision").and_then(Value::as_str);
-        revision == self.revision.as_deref() || (self.invalid && revision.is_none())
+        revision == self.revision.as_deref()
     }
 
     /// Removes every trace of the product; the daemon must have ended.

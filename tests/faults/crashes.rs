@@ -42,6 +42,8 @@ const POINTS: &[&str] = &[
     "released-ended:1",
     "nft-checked:2",
     "structure-changed:1",
+    "state-slot",
+    "state-draft",
     "kernel-changed:5",
     "flows-swept:2",
     "network-created",

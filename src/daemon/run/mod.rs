@@ -1,6 +1,7 @@
 //! The loop of `cofferdam run`: something is seen, the planner is told, its plan is carried out, the status is published.
 
 mod pass;
+mod policy;
 mod seen;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,11 +22,15 @@ use crate::daemon::endings::{Ended, Endings, Report, host_addresses, permits};
 use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, network_step};
 use crate::daemon::expiry::Expiry;
 use crate::daemon::findings::Findings;
+use crate::daemon::git::{self, Repository, Verdict, Watch};
 use crate::daemon::lock::Lock;
 use crate::daemon::reader::{Finished, Object, Reader, Reading};
 use crate::daemon::source::{self, SourceError};
-use crate::daemon::status::{Passes, PolicyStatus, Refused, State, Status};
-use crate::daemon::{Refusal, reload};
+use crate::daemon::state::{AuditSince, Good, Keep, Keeper, Kept, Origin, Store};
+use crate::daemon::status::{
+    GitStatus, LastGood, Passes, PolicyStatus, Refused, RefusedCommit, State, Status,
+};
+use crate::daemon::{Refusal, chain, reload};
 use crate::docker::{Engine, EngineError, EngineEvent, subscribe};
 use crate::fault;
 use crate::inventory::{ContainerId, Endpoint, Lifecycle, Network};
@@ -74,8 +79,10 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             Some(event) = inputs.engine.recv() => daemon.engine_event(event),
             Some(done) = inputs.steps.recv() => daemon.step_done(done),
             Some(subject) = inputs.retries.recv() => daemon.retry(&subject),
+            Some(kept) = inputs.kept.recv() => daemon.kept(kept),
             Some(()) = inputs.policy.recv() => daemon.reload("policy changed").await,
-            _ = inputs.hangup.recv() => daemon.reload("SIGHUP").await,
+            Some(report) = inputs.repository.recv() => daemon.repository(report),
+            _ = inputs.hangup.recv() => daemon.hangup().await,
             () = sleep(daemon.expiry.next(Timestamp::now())) => daemon.end_edges(),
             _ = inputs.tick.tick() => daemon.resync("slow timer").await,
             () = ready(()), if daemon.unpublished => {
@@ -89,6 +96,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             daemon.pass(cause).await;
         }
     }
+    daemon.keeper.finish().await;
     info!("stopped: the rules stay; `cofferdam down` removes them");
     Ok(())
 }
@@ -102,7 +110,9 @@ struct Inputs {
     steps: mpsc::UnboundedReceiver<StepDone>,
     retries: mpsc::UnboundedReceiver<Retry>,
     generations: mpsc::Receiver<GenerationEvent>,
+    kept: mpsc::UnboundedReceiver<Kept>,
     policy: mpsc::Receiver<()>,
+    repository: mpsc::Receiver<git::Report>,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -191,6 +201,15 @@ struct Daemon {
     passes: Passes,
     policy: PolicyStatus,
     expiry: Expiry,
+    store: Store,
+    keeper: Keeper,
+    /// Why the last good policy is not used although there is need of one.
+    state_damaged: Option<String>,
+    /// What could not be written to the state directory, and why.
+    unkept: BTreeMap<&'static str, String>,
+    audit: AuditSince,
+    /// The repository, where the policies come from one.
+    watch: Option<Watch>,
     findings: Findings,
     /// Whether a pass was made since the status was published, and when that was.
     unpublished: bool,
@@ -208,6 +227,9 @@ impl Daemon {
         fault::point("before-lock");
         let lock = Lock::take()?;
         fault::point("after-lock");
+        if let Some(git) = &settings.git {
+            git::require(git).await?;
+        }
         bridge_netfilter::ensure().await?;
         let kernel = Kernel::open()?;
         let conntrack = Conntrack::open().map_err(Refusal::kernel)?;
@@ -239,11 +261,13 @@ impl Daemon {
         let (reader, readings) = Reader::new();
         let (steps_sender, steps) = mpsc::unbounded_channel();
         let (retries_sender, retries) = mpsc::unbounded_channel();
+        let store = Store::new(&settings.state_directory);
+        let (keeper, kept) = Keeper::start(store.clone());
         let listen = |kind| signal(kind).map_err(|error| Refusal::system("listen to signals", error));
         let mut tick = interval(RESYNC);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.reset();
-        let inputs = Inputs {
+        let mut inputs = Inputs {
             links,
             engine: subscribe(settings.docker_socket.clone()),
             endings: ending_reports,
@@ -251,7 +275,13 @@ impl Daemon {
             steps,
             retries,
             generations,
-            policy: reload::watch(&settings.policies),
+            kept,
+            policy: match settings.git {
+                Some(_) => mpsc::channel(1).1,
+                None => reload::watch(&settings.policies),
+            },
+            // Until it is known which commit is in force.
+            repository: mpsc::channel(1).1,
             hangup: listen(SignalKind::hangup())?,
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
@@ -279,6 +309,12 @@ impl Daemon {
             passes: Passes::default(),
             policy: PolicyStatus::default(),
             expiry: Expiry::default(),
+            store,
+            keeper,
+            state_damaged: None,
+            unkept: BTreeMap::new(),
+            audit: AuditSince::default(),
+            watch: None,
             findings: Findings::default(),
             unpublished: false,
             published: Instant::now(),
@@ -288,7 +324,7 @@ impl Daemon {
             retries: retries_sender,
             _lock: lock,
         };
-        daemon.reload("start").await;
+        daemon.first_policy(&mut inputs).await;
         daemon.list_links().await;
         if let Some(source) = daemon.planner.pool_collision() {
             return Err(Refusal::Pool { source });
@@ -317,52 +353,6 @@ impl Daemon {
             };
             first = first.or(cause);
         }
-    }
-
-    /// Reads the policy directory. An invalid policy is refused as a whole: the last good one stays in force.
-    async fn reload(&mut self, cause: Cause) -> Option<Cause> {
-        let directory = self.settings.policies.clone();
-        let loaded = match tokio::task::spawn_blocking(move || load(&directory)).await {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                error!(%error, "the policy could not be read");
-                return None;
-            }
-        };
-        self.policy.directory = self.settings.policies.display().to_string();
-        match loaded {
-            Ok((loaded, files)) => {
-                fault::point("policy-loaded");
-                let revision = loaded.revision.to_string();
-                self.policy.refused = None;
-                if self.policy.revision.as_ref() == Some(&revision) {
-                    // The same again, perhaps after a faulty one: the status changes.
-                    return Some(cause);
-                }
-                let (services, edges) = (loaded.policy.services.len(), loaded.policy.edges.len());
-                info!(revision, services, edges, "policy accepted");
-                self.in_force.send_replace(Arc::new(InForce {
-                    revision: Some(revision.clone()),
-                    mode: self.settings.mode,
-                    unmanaged: self.settings.unmanaged,
-                    files: InForce::files(&files),
-                }));
-                self.policy.revision = Some(revision);
-                self.expiry.set(loaded.policy);
-                self.end_edges();
-            }
-            Err(refused) => {
-                if self.policy.refused.as_ref() != Some(&refused) {
-                    error!(
-                        faults = refused.faults,
-                        first = refused.first,
-                        "policy refused: the last good one stays in force; `cofferdam check` shows every fault"
-                    );
-                }
-                self.policy.refused = Some(refused);
-            }
-        }
-        Some(cause)
     }
 
     async fn list_links(&mut self) {
@@ -424,31 +414,4 @@ pub(super) async fn observe_links(links: &Links, planner: &mut Planner) -> Resul
     });
     planner.set_routes(others.map(|(net, _)| net).collect());
     Ok(())
-}
-
-/// Reads and validates the policy directory.
-fn load(directory: &Path) -> Result<(Loaded, Vec<SourceFile>), Refused> {
-    let unreadable = |error: SourceError| Refused {
-        revision: None,
-        faults: 1,
-        first: chain(&error),
-    };
-    let sources = source::read(&[directory]).map_err(unreadable)?;
-    let loaded = sources.load().map_err(|faults| Refused {
-        revision: Some(sources.revision().to_string()),
-        faults: faults.iter().count(),
-        first: faults.iter().next().map(ToString::to_string).unwrap_or_default(),
-    })?;
-    Ok((loaded, sources.files))
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -285,6 +285,7 @@ impl Daemon {
         let mut status = Status::starting();
         status.observe(&self.planner);
         status.policy = self.policy.clone();
+        status.audit = self.audit.clone();
         status.passes = self.passes.clone();
         status.passes.repairs = self.repairs.count;
         status.drift = self.repairs.last.clone();
@@ -299,12 +300,7 @@ impl Daemon {
         status
             .reasons
             .extend(self.without_bridge_netfilter.iter().cloned());
-        if let Some(refused) = &self.policy.refused {
-            status.reasons.push(format!(
-                "the policy has {} faults, first: {}",
-                refused.faults, refused.first
-            ));
-        }
+        status.reasons.extend(self.policy_reasons());
         status
             .reasons
             .extend(self.exhausted.iter().map(ToString::to_string));
