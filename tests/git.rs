@@ -281,7 +281,7 @@ fn a_broken_commit_is_refused_and_a_good_one_after_it_is_not() {
         SHOP.to_owned() + "tests:\n  unreachable: [\"web -> api:8080\"]\n",
     );
     let failing = upstream.push(&[]);
-    mirror.refused(&failing, &["8080/tcp is unreachable"]);
+    mirror.refused(&failing, &["an edge permits 8080/tcp"]);
     upstream.git(upstream.work(), &["rm", "--quiet", "-r", "policies"]);
     let empty = upstream.push(&[]);
     mirror.refused(&empty, &["holds no policy"]);

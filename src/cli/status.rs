@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use super::{block_on, print_json};
 use crate::daemon::Refusal;
 use crate::daemon::control::{Answer, Request, ask};
+use crate::daemon::metrics;
 use crate::daemon::status::{State, Status};
 
 #[derive(Debug, Args)]
@@ -25,6 +26,9 @@ pub(super) struct StatusArgs {
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
+    /// Print metrics, as Prometheus and node_exporter's textfile collector read them
+    #[arg(long, conflicts_with = "json")]
+    metrics: bool,
     /// Exit with 1 unless the policy is in force and nothing is wrong
     #[arg(long)]
     check: bool,
@@ -48,6 +52,8 @@ pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, Refusal> {
     };
     if args.json {
         print_json(&status)?
+    } else if args.metrics {
+        print!("{}", metrics::text(&status))
     } else {
         print!("{}", text(&status, Timestamp::now()))
     }

@@ -14,6 +14,7 @@
 //! | [`source`], [`reload`] | the policy directory, and its changes |
 //! | [`git`] | a repository as the policy's source |
 //! | [`state`] | the last good policy on disk |
+//! | [`metrics`] | the status as Prometheus text |
 //! | [`status`], [`control`] | what is true now, and the socket that tells it |
 //! | `findings` | which containers cannot be held to their rights, told when that changes |
 //! | [`lock`], [`refusal`] | one daemon at a time; why it does not start |
@@ -27,6 +28,7 @@ mod findings;
 pub mod git;
 pub mod guard;
 pub mod lock;
+pub mod metrics;
 pub mod once;
 pub mod preview;
 pub mod reader;

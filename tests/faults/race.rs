@@ -31,8 +31,8 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
     // The server itself answers at the undeclared port: without the daemon's rules the probe would succeed.
     for (name, count, at_once) in [
-        ("race: containers one after the other", 100, 1),
-        ("race: containers, 50 at once", 100, 50),
+        ("race: containers one after the other", 200, 1),
+        ("race: containers, 50 at once", 200, 50),
     ] {
         let begun = Instant::now();
         let reports = starts(&shop, &targets, count, at_once).await?;
