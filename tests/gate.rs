@@ -188,7 +188,7 @@ fn the_repository_of_the_examples_lets_through_what_holds_and_nothing_else() {
     done("git", &["init", "--quiet", "--initial-branch", "main"]);
     done("git", &["config", "core.hooksPath", "hooks"]);
     done("git", &["add", "--all"]);
-    assert!(done("git", &commit).contains("all 15 tests hold"));
+    assert!(done("git", &commit).contains("all 18 tests hold"));
     assert!(done(pipeline, &["main"]).contains("nothing changes"));
     let start_again = || {
         done("git", &["checkout", "--quiet", "--force", "-B", "change", "main"]);
