@@ -33,7 +33,8 @@ soak: setup
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	@for script in tests/run tests/engine/private-engine .ci/run examples/shop/*.sh examples/shop/*/*.sh; do \
+	@for script in tests/run tests/engine/private-engine .ci/run examples/shop/*.sh examples/shop/*/*.sh examples/gitops/ci/policy.sh \
+		examples/gitops/hooks/pre-commit; do \
 		bash -n "$$script" || exit 1; \
 		if command -v shellcheck >/dev/null; then shellcheck "$$script" || exit 1; fi; \
 	done

@@ -136,3 +136,113 @@ fn codes_are_explained_and_the_schema_is_printed() {
     let schema: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!((code, &schema["title"]), (0, &"Cofferdam policy".into()));
 }
+
+/// The repository of `examples/gitops`, with its hook and its pipeline, in the hands of someone who makes mistakes.
+#[test]
+fn the_repository_of_the_examples_lets_through_what_holds_and_nothing_else() {
+    let root = tempfile::tempdir().unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .current_dir(root.path())
+            .env("COFFERDAM", env!("CARGO_BIN_EXE_cofferdam"))
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_GLOBAL", "/dev/null");
+        for who in ["AUTHOR", "COMMITTER"] {
+            command.env(format!("GIT_{who}_NAME"), "Ops");
+            command.env(format!("GIT_{who}_EMAIL"), "ops@example.org");
+        }
+        let output = command.output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.success(), said)
+    };
+    let done = |program: &str, arguments: &[&str]| {
+        let (success, said) = run(program, arguments);
+        assert!(success, "{program} {arguments:?}: {said}");
+        said
+    };
+    let refused = |program: &str, arguments: &[&str], why: &[&str]| {
+        let (success, said) = run(program, arguments);
+        assert!(!success, "{program} {arguments:?}: {said}");
+        for words in why {
+            assert!(
+                said.contains(words),
+                "{program} {arguments:?}: no `{words}` in {said}"
+            );
+        }
+    };
+    let edit = |file: &str, from: &str, to: &str| {
+        let path = root.path().join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{file}: {text}");
+        fs::write(path, text.replace(from, to)).unwrap();
+    };
+    let pipeline = root.path().join("ci/policy.sh");
+    let pipeline = pipeline.to_str().unwrap();
+    let (data, shop) = ("policies/data/data.yaml", "policies/shop/shop.yaml");
+    let commit = ["commit", "--quiet", "--all", "--message", "a change"];
+
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/gitops/.");
+    done("cp", &["--recursive", example, "."]);
+    done("git", &["init", "--quiet", "--initial-branch", "main"]);
+    done("git", &["config", "core.hooksPath", "hooks"]);
+    done("git", &["add", "--all"]);
+    assert!(done("git", &commit).contains("all 18 tests hold"));
+    assert!(done(pipeline, &["main"]).contains("nothing changes"));
+    let start_again = || {
+        done("git", &["checkout", "--quiet", "--force", "-B", "change", "main"]);
+    };
+
+    // A change that is one.
+    start_again();
+    edit(shop, "[8000]", "[8000, 8001]");
+    done("git", &commit);
+    let said = done(pipeline, &["main"]);
+    assert!(said.contains("`shop/web -> shop/api: 8001/tcp`"), "{said}");
+
+    // A closed edge that others count on.
+    start_again();
+    edit(data, "[shop/api, reports]", "[reports]");
+    refused(
+        "git",
+        &commit,
+        &["`shop/api -> data/orders:5432/tcp` is not reachable"],
+    );
+    done("git", &[&commit[..], &["--no-verify"]].concat());
+    let closed = "`shop/api -> data/orders: 5432/tcp` (was out/before/policies/data/data.yaml:";
+    refused(
+        pipeline,
+        &["main"],
+        &["Edges closed", closed, "not to be merged: tests\n"],
+    );
+    let junit = fs::read_to_string(root.path().join("out/junit.xml")).unwrap();
+    assert!(junit.contains("failures=\"1\""), "{junit}");
+
+    // What is staged counts, not what lies in the work tree.
+    start_again();
+    edit(shop, "to: api", "to: apii");
+    done("git", &["add", "--all"]);
+    edit(shop, "to: apii", "to: api");
+    refused(
+        "git",
+        &["commit", "--message", "broken"],
+        &["CFD031", "not committed"],
+    );
+
+    // Only a warning, and a file that opens another team's service: good to commit, not to merge.
+    start_again();
+    edit(data, "[shop/api, reports]", "[world, shop/api, reports]");
+    done("git", &commit);
+    refused(pipeline, &["main"], &["CFD105", "not to be merged: check\n"]);
+    let sarif = fs::read_to_string(root.path().join("out/policy.sarif")).unwrap();
+    assert!(sarif.contains("\"ruleId\": \"CFD105\""), "{sarif}");
+    start_again();
+    let foreign =
+        "# Ours.\ncofferdam: 1\nsegment: data\nallow: [{ from: shop/web, to: reports, ports: [8080] }]\n";
+    fs::write(root.path().join("policies/shop/more.yaml"), foreign).unwrap();
+    done("git", &["add", "--all"]);
+    done("git", &commit);
+    let wrong = "policies/shop/more.yaml: must begin with";
+    refused(pipeline, &["main"], &[wrong, "not to be merged: owners\n"]);
+}

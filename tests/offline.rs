@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cofferdam::cli::test::Tested;
-use cofferdam::policy::{Colour, SourceFile, load, review};
+use cofferdam::policy::{Colour, Expectation, SourceFile, load, review};
 
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).unwrap();
@@ -54,28 +54,50 @@ fn every_case_says_what_is_expected() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// The policies in a directory of examples: each file is one, each folder is one, and all of them together are one.
+fn shipped(directory: &Path) -> Vec<(String, Vec<SourceFile>)> {
+    let alone = files(directory).into_iter();
+    let mut policies: Vec<_> = alone.map(|file| (file.path.clone(), vec![file])).collect();
+    for folder in entries(directory).into_iter().filter(|path| path.is_dir()) {
+        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+        let named = |file: SourceFile| SourceFile {
+            path: format!("{name}/{}", file.path),
+            bytes: file.bytes,
+        };
+        policies.push((name.clone(), files(&folder).into_iter().map(named).collect()));
+    }
+    let all = policies.iter().flat_map(|(_, files)| files.clone()).collect();
+    policies.push(("all together".to_owned(), all));
+    policies
+}
+
 #[test]
 fn the_policies_that_are_shipped_hold_their_tests_and_raise_no_question() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
-    let files = files(&directory);
-    assert!(!files.is_empty());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut policies = shipped(&root.join("policies"));
+    assert!(policies.len() > 6, "six examples, and all of them together");
+    // Its folders speak of each other's services: only together are they a policy.
+    policies.extend(shipped(&root.join("examples/gitops/policies")).pop());
     let now = "2026-06-01T00:00:00Z".parse().unwrap();
-    let reviewed = review(&files, Vec::new(), now);
-    assert_eq!(reviewed.warnings.render(&files, Colour::Plain), "");
-    let loaded = reviewed.loaded.unwrap();
-    for file in &files {
-        let tested = loaded
-            .policy
-            .tests
+    for (name, files) in policies {
+        let reviewed = review(&files, Vec::new(), now);
+        assert_eq!(reviewed.warnings.render(&files, Colour::Plain), "", "{name}");
+        let loaded = reviewed
+            .loaded
+            .unwrap_or_else(|faults| panic!("{name}: {faults}"));
+        let tests = &loaded.policy.tests;
+        for file in &files {
+            for expected in [Expectation::Reachable, Expectation::Unreachable] {
+                let tested = tests
+                    .iter()
+                    .any(|test| test.location.file == file.path && test.expected == expected);
+                assert!(tested, "{name}: {} has no {expected} test", file.path);
+            }
+        }
+        let failed: Vec<String> = tests
             .iter()
-            .any(|test| test.location.file == file.path);
-        assert!(tested, "{} has no tests", file.path);
+            .filter_map(|test| loaded.policy.outcome(test, now).message(test))
+            .collect();
+        assert_eq!(failed, Vec::<String>::new(), "{name}");
     }
-    let failed: Vec<String> = loaded
-        .policy
-        .tests
-        .iter()
-        .filter_map(|test| loaded.policy.outcome(test, now).message(test))
-        .collect();
-    assert_eq!(failed, Vec::<String>::new());
 }
