@@ -32,14 +32,23 @@ const OPTIONS: Options = Options {
 fn policy(services: usize, extra: &str) -> Vec<SourceFile> {
     let mut text = "cofferdam: 1\nsegment: bench\nservices:\n".to_owned();
     for number in 0..services {
-        writeln!(text, "  s{number}: {{ select: {{ labels: {{ service: s{number} }} }} }}").unwrap();
+        writeln!(
+            text,
+            "  s{number}: {{ select: {{ labels: {{ service: s{number} }} }} }}"
+        )
+        .unwrap();
     }
     text.push_str("allow:\n");
     for number in 0..services {
         for step in 1..=10 {
             let caller = (number + step) % services;
             let ports = if number == 0 && step == 1 { extra } else { "" };
-            writeln!(text, "  - {{ from: s{caller}, to: s{number}, ports: [{}{ports}] }}", 8000 + step).unwrap();
+            writeln!(
+                text,
+                "  - {{ from: s{caller}, to: s{number}, ports: [{}{ports}] }}",
+                8000 + step
+            )
+            .unwrap();
         }
     }
     vec![SourceFile {

@@ -20,9 +20,18 @@ type Labels = Vec<(String, String)>;
 pub fn text(status: &Status) -> String {
     let mut registry = Registry::with_prefix("cofferdam");
     let mut info = vec![("version".to_owned(), status.version.clone())];
-    info.extend(status.policy.revision.iter().map(|it| ("revision".to_owned(), it.clone())));
+    info.extend(
+        status
+            .policy
+            .revision
+            .iter()
+            .map(|it| ("revision".to_owned(), it.clone())),
+    );
     let git = status.policy.git.as_ref();
-    info.extend(git.and_then(|it| it.commit.clone()).map(|it| ("commit".to_owned(), it)));
+    info.extend(
+        git.and_then(|it| it.commit.clone())
+            .map(|it| ("commit".to_owned(), it)),
+    );
     registry.register("policy", "The policy in force", Info::new(info));
 
     let states = by_label(
@@ -67,7 +76,10 @@ pub fn text(status: &Status) -> String {
     registry.register(
         "unenforceable_containers",
         "Containers that no rule can hold, by kind",
-        by_label("kind", kinds.map(|(kind, number)| (kind.clone(), signed(*number)))),
+        by_label(
+            "kind",
+            kinds.map(|(kind, number)| (kind.clone(), signed(*number))),
+        ),
     );
     for (name, help, value) in [
         ("passes", "Passes of the daemon's loop", Some(status.passes.count)),
@@ -76,7 +88,11 @@ pub fn text(status: &Status) -> String {
             "How often changes by others were put back",
             Some(status.passes.repairs),
         ),
-        ("denied_packets", "Packets that were denied", status.denied_packets),
+        (
+            "denied_packets",
+            "Packets that were denied",
+            status.denied_packets,
+        ),
         (
             "audited_packets",
             "Packets that passed only because of audit",
@@ -101,7 +117,10 @@ pub fn text(status: &Status) -> String {
 fn endings(status: &Status) -> Family<Labels, Gauge> {
     let mut ending: Vec<(i64, Labels)> = Vec::new();
     for edge in &status.edges {
-        let until = edge.until.as_ref().and_then(|it| it.parse::<jiff::Timestamp>().ok());
+        let until = edge
+            .until
+            .as_ref()
+            .and_then(|it| it.parse::<jiff::Timestamp>().ok());
         let Some(until) = until else { continue };
         let labels = [
             ("from", edge.from.clone()),
@@ -112,7 +131,7 @@ fn endings(status: &Status) -> Family<Labels, Gauge> {
         ending.push((until.as_second(), labels.into()));
     }
     ending.sort();
-    let family = Family::default();
+    let family = Family::<Labels, Gauge>::default();
     for (second, labels) in ending.into_iter().take(MOST_ENDINGS) {
         family.get_or_create(&labels).set(second);
     }
@@ -175,7 +194,10 @@ mod tests {
             "cofferdam_edge_end_timestamp_seconds{from=\"shop/web\",to=\"shop/\\\"api\\\"\\n\",ports=\"80/tcp\"} 1796083200",
             "# EOF",
         ] {
-            assert!(text.lines().any(|it| it == line), "{line} is missing from\n{text}");
+            assert!(
+                text.lines().any(|it| it == line),
+                "{line} is missing from\n{text}"
+            );
         }
         assert!(text.contains("revision=\"abc\""), "{text}");
         assert!(!text.contains("shop/db"), "an edge without an end needs no line");
