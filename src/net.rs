@@ -301,13 +301,17 @@ impl AddressSet {
             let of_family = nets.iter().filter(|net| Family::of(net.addr()) == family);
             Ranges::new(of_family.map(|net| (to_number(net.network()), to_number(net.broadcast()))))
         };
-        let left = |family| pick(include, family).without(&pick(except, family));
+        Self::of(|family| pick(include, family).without(&pick(except, family)))
+    }
+
+    /// The addresses of each family, as numbers.
+    fn of(ranges: impl Fn(Family) -> Ranges) -> Self {
         Self {
-            v4: left(Family::V4)
+            v4: ranges(Family::V4)
                 .iter()
                 .map(|(a, b)| (to_v4(a), to_v4(b)))
                 .collect(),
-            v6: left(Family::V6)
+            v6: ranges(Family::V6)
                 .iter()
                 .map(|(a, b)| (a.into(), b.into()))
                 .collect(),
@@ -331,17 +335,7 @@ impl AddressSet {
     /// Its addresses that are not in the other.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
-        let left = |family| self.ranges(family).without(&other.ranges(family));
-        Self {
-            v4: left(Family::V4)
-                .iter()
-                .map(|(a, b)| (to_v4(a), to_v4(b)))
-                .collect(),
-            v6: left(Family::V6)
-                .iter()
-                .map(|(a, b)| (a.into(), b.into()))
-                .collect(),
-        }
+        Self::of(|family| self.ranges(family).without(&other.ranges(family)))
     }
 
     /// Whether it holds no address at all.
