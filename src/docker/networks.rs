@@ -9,6 +9,7 @@ use bollard::models::{
     EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, NetworkConnectRequest, NetworkCreateRequest,
     NetworkDisconnectRequest,
 };
+use bollard::query_parameters::InspectNetworkOptions;
 use ipnet::{Ipv4Net, Ipv6Net};
 use tracing::warn;
 
@@ -233,6 +234,39 @@ impl Engine {
     /// Removes a network. One that is not there is fine. Containers that do not run keep their wish for it, and then they
     /// **cannot start** (`network … not found`): detach them first, or later with [`Engine::forget_network`].
     pub async fn remove_network(&self, network: &NetworkId) -> Result<(), NetworkError> {
+        match self.try_to_remove_network(network).await {
+            Err(NetworkError::HasEndpoints { .. }) => {
+                self.release_leftovers(network).await?;
+                self.try_to_remove_network(network).await
+            }
+            other => other,
+        }
+    }
+
+    /// Frees a network of endpoints whose containers are gone: Engine 20.10 sometimes keeps that of a container that was
+    /// removed during its start.
+    async fn release_leftovers(&self, network: &NetworkId) -> Result<(), NetworkError> {
+        let found = self
+            .docker
+            .inspect_network(&network.0, None::<InspectNetworkOptions>);
+        let found = found.await.map_err(|source| NetworkError::Other {
+            attempted: format!("read network {network}"),
+            source,
+        })?;
+        for (id, endpoint) in found.containers.unwrap_or_default() {
+            if !matches!(self.container(&ContainerId(id.clone())).await, Ok(None)) {
+                continue;
+            }
+            warn!(%network, endpoint = endpoint.name, "an endpoint is left of a container that is gone: removing it");
+            // The engine knows it by its name or by the container's id, and not always by the same.
+            for name in [endpoint.name, Some(id)].into_iter().flatten() {
+                self.disconnect_container(network, &ContainerId(name)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_to_remove_network(&self, network: &NetworkId) -> Result<(), NetworkError> {
         match self.docker.remove_network(&network.0).await {
             Ok(()) => Ok(()),
             Err(source) => match refusal(&source) {

@@ -409,7 +409,12 @@ impl Shop {
         if self.daemon.life != Life::Stopped {
             self.daemon.stop(Signal::SIGTERM).await?;
         }
-        self.daemon.down().await?;
+        if let Err(error) = self.daemon.down().await {
+            // Engine 20.10 may keep an endpoint whose container is gone for good: only a restart of the engine frees the network.
+            clear(&self.lab).await?;
+            let again = self.daemon.down().await;
+            again.with_context(|| format!("not even after the engine was cleared; first: {error:#}"))?;
+        }
         let tables = output("nft", &["list", "tables"], "").await?;
         if tables.contains("cofferdam") {
             bail!("`down` left tables: {tables}");
