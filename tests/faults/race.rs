@@ -29,6 +29,7 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     targets.extend(flows('-', &["udp"], &addresses[1..], UNDECLARED));
 
     let mut figures = Vec::new();
+    let (mut started, mut late) = (0, 0);
     // The server itself answers at the undeclared port: without the daemon's rules the probe would succeed.
     for (name, count, at_once) in [
         ("race: containers one after the other", 200, 1),
@@ -37,6 +38,15 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
         let begun = Instant::now();
         let reports = starts(&shop, &targets, count, at_once).await?;
         figures.push(figure(name, &reports, begun.elapsed()));
+        started += reports.len();
+        late += reports.len() - at_first_syn(&reports);
+    }
+    if late * 100 > started * (100 - PERCENT)
+        && let Some(last) = figures.last_mut()
+    {
+        let text =
+            format!("{late} of all {started} did not connect at the first SYN: at least {PERCENT} % must");
+        last.failed.get_or_insert(text);
     }
     figures.push(stopped(&mut shop, &targets).await?);
     Ok(closed(shop, "race", figures).await)
@@ -71,11 +81,13 @@ async fn starts(shop: &Shop, targets: &[String], count: usize, at_once: usize) -
         .await
 }
 
+fn at_first_syn(reports: &[Leaks]) -> usize {
+    let all = |report: &&Leaks| report.declared().all(|flow| flow.first_syn == Some(true));
+    reports.iter().filter(all).count()
+}
+
 fn figure(name: &str, reports: &[Leaks], elapsed: Duration) -> Figure {
-    let first_syn = reports
-        .iter()
-        .filter(|report| report.declared().all(|flow| flow.first_syn == Some(true)))
-        .count();
+    let first_syn = at_first_syn(reports);
     let mut times: Vec<u64> = reports
         .iter()
         .flat_map(Leaks::declared)
@@ -87,9 +99,6 @@ fn figure(name: &str, reports: &[Leaks], elapsed: Duration) -> Figure {
     let missing = missing
         .first()
         .map(|first| format!("{} times {first}", missing.len()));
-    let late = reports.len() - first_syn;
-    let late = (late * 100 > reports.len() * (100 - PERCENT))
-        .then(|| format!("{late} did not connect at the first SYN: at least {PERCENT} % must"));
     Figure {
         name: name.to_owned(),
         tried: reports.iter().map(Leaks::tried).sum(),
@@ -102,7 +111,7 @@ fn figure(name: &str, reports: &[Leaks], elapsed: Duration) -> Figure {
             at(99).unwrap_or(&0),
             elapsed.as_secs(),
         )),
-        failed: missing.or(late),
+        failed: missing,
         ..Figure::default()
     }
 }

@@ -21,7 +21,10 @@ impl Planner {
                 bridge: home.bridge,
             })
         });
-        calls.chain(isolate).chain(astray).collect()
+        let steps = calls.chain(isolate).chain(astray);
+        steps
+            .filter(|step| !self.changing.contains(&step.interface()))
+            .collect()
     }
 
     /// Remembers where each endpoint's port is, for as long as there is the endpoint. Only a port that was proven on this
