@@ -164,6 +164,15 @@ impl Reader {
         }
     }
 
+    /// Gives up the readings of an object that is gone: what they say was true before.
+    pub fn forget(&mut self, objects: &[Object]) {
+        for object in objects {
+            if let Some(reading) = self.reading.remove(object) {
+                reading.task.abort();
+            }
+        }
+    }
+
     /// Takes a finished reading with the moment at which it began: `None` when it was given up, or when it is out of date
     /// and another is under way.
     pub fn finish(&mut self, finished: Finished, now: Moment) -> Option<(Reading, Moment)> {

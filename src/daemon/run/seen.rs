@@ -82,6 +82,8 @@ impl Daemon {
                 Some("container stopped")
             }
             EngineEvent::ContainerDestroyed(id) => {
+                self.reader
+                    .forget(&[Object::Container(id.clone()), Object::Glance(id.clone())]);
                 self.planner.remove_container(&id);
                 Some("container removed")
             }
@@ -95,6 +97,7 @@ impl Daemon {
                     .inventory()
                     .network(&id)
                     .is_some_and(Network::is_ours);
+                self.reader.forget(&[Object::Network(id.clone())]);
                 self.planner.remove_network(&id);
                 if ours {
                     // Stopped containers may still wish for it, and then they cannot start: only a listing shows that.
