@@ -19,6 +19,10 @@ pub(super) fn run(args: SettingsArgs) -> Result<ExitCode, Refusal> {
     if let Err(error) = setpriority_process(None, NICENESS) {
         debug!(%error, "the daemon runs at the priority that it was given");
     }
+    // Where the kernel shares the processor out by session first, the niceness counts only within ours.
+    if let Err(error) = std::fs::write("/proc/self/autogroup", NICENESS.to_string()) {
+        debug!(%error, "the session's priority stays as it is");
+    }
     let settings = args.load()?;
     block_on(daemon::run::run(settings))?;
     Ok(ExitCode::SUCCESS)
