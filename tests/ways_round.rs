@@ -302,7 +302,10 @@ fn the_engines_proxy_serves_only_those_who_may_reach_the_container_themselves() 
         assert!(dials(At::Host, "127.0.0.1:9999"));
 
         stage.allow("[{ from: world, to: b, ports: [80] }]").await;
-        assert_eq!(dialled(), [false, false, false, true, true, false]);
+        // The proxy's own way to the container is one of the host: open for the world alone, it would be so for all of root's.
+        assert_eq!(dialled(), [false; 6]);
+        stage.allow("[{ from: [world, host], to: b, ports: [80] }]").await;
+        assert_eq!(dialled(), [false, false, false, true, true, true]);
         stage.allow("[{ from: host, to: b, ports: [80] }]").await;
         assert_eq!(dialled(), [false, false, false, false, false, true]);
         // The host's ports are open to the caller, the containers behind them are not.

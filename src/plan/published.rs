@@ -30,7 +30,8 @@ impl View<'_> {
     pub(super) fn published(&self, container: &Container, claim: &mut Claim) {
         for port in &container.published {
             let servers = self.servers(*port);
-            let mut is_declared = self.world_dials(&servers) == Dials::Declared;
+            // Not for the world: then every process of root could go to the container. It needs an edge from the host, too.
+            let mut is_declared = false;
             self.host_port(*port, &servers, claim);
             for caller in self.inventory.containers().values() {
                 let Some(Standing::Managed(calling)) = self.standings.get(&caller.id) else {
