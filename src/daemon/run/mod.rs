@@ -19,7 +19,7 @@ use tracing::{debug, error, info, warn};
 use crate::daemon::control::{self, InForce};
 use crate::daemon::drift::{self, Repairs};
 use crate::daemon::endings::{Ended, Endings, Report, host_addresses, permits};
-use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, link_step, link_step_done, network_step};
+use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, network_step};
 use crate::daemon::expiry::Expiry;
 use crate::daemon::findings::Findings;
 use crate::daemon::git::{self, Repository, Verdict, Watch};
@@ -39,7 +39,7 @@ use crate::kernel::generation::{GenerationEvent, GenerationWatch};
 use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};
 use crate::plan::networks::{NetworkStep, PoolExhausted, Subject};
-use crate::plan::{Doubt, KernelStep, LinkStep, Plan, Planner};
+use crate::plan::{Doubt, KernelStep, Plan, Planner};
 use crate::policy::{Loaded, Policy, SourceFile};
 use crate::settings::Settings;
 
@@ -77,7 +77,6 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             Some(report) = inputs.endings.recv() => daemon.flows_report(report),
             Some(reading) = inputs.readings.recv() => daemon.reading(reading),
             Some(event) = inputs.engine.recv() => daemon.engine_event(event),
-            Some(done) = inputs.links_done.recv() => daemon.link_done(done),
             Some(done) = inputs.steps.recv() => daemon.step_done(done),
             Some(subject) = inputs.retries.recv() => daemon.retry(&subject),
             Some(kept) = inputs.kept.recv() => daemon.kept(kept),
@@ -109,7 +108,6 @@ struct Inputs {
     endings: mpsc::UnboundedReceiver<Report>,
     readings: mpsc::UnboundedReceiver<Finished>,
     steps: mpsc::UnboundedReceiver<StepDone>,
-    links_done: mpsc::UnboundedReceiver<LinkDone>,
     retries: mpsc::UnboundedReceiver<Retry>,
     generations: mpsc::Receiver<GenerationEvent>,
     kept: mpsc::UnboundedReceiver<Kept>,
@@ -125,12 +123,6 @@ struct Inputs {
 struct StepDone {
     step: NetworkStep,
     result: Result<NetworkOutcome, StepError>,
-}
-
-/// A step on a bridge or port that is over.
-struct LinkDone {
-    step: LinkStep,
-    result: Result<(), LinkError>,
 }
 
 /// What is tried again after a pause.
@@ -225,9 +217,6 @@ struct Daemon {
     status: watch::Sender<Arc<Status>>,
     in_force: watch::Sender<Arc<InForce>>,
     steps: mpsc::UnboundedSender<StepDone>,
-    /// For steps on bridges and ports, which may take long.
-    links: Arc<Links>,
-    link_steps: mpsc::UnboundedSender<LinkDone>,
     retries: mpsc::UnboundedSender<Retry>,
     _lock: Lock,
 }
@@ -271,7 +260,6 @@ impl Daemon {
 
         let (reader, readings) = Reader::new();
         let (steps_sender, steps) = mpsc::unbounded_channel();
-        let (link_steps_sender, links_done) = mpsc::unbounded_channel();
         let (retries_sender, retries) = mpsc::unbounded_channel();
         let store = Store::new(&settings.state_directory);
         let (keeper, kept) = Keeper::start(store.clone());
@@ -285,7 +273,6 @@ impl Daemon {
             endings: ending_reports,
             readings,
             steps,
-            links_done,
             retries,
             generations,
             kept,
@@ -334,8 +321,6 @@ impl Daemon {
             status,
             in_force,
             steps: steps_sender,
-            links: Arc::new(Links::open().map_err(Refusal::kernel)?),
-            link_steps: link_steps_sender,
             retries: retries_sender,
             _lock: lock,
         };

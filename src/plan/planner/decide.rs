@@ -163,24 +163,8 @@ impl Planner {
         self.endings.sweep = true;
     }
 
-    /// A step on a bridge or port is under way: no other of the same interface is planned until it is done.
-    pub fn link_started(&mut self, step: LinkStep) {
-        self.changing.insert(step.interface());
-    }
-
-    /// A step on a bridge or port failed, and is planned again.
-    pub fn link_failed(&mut self, step: LinkStep) {
-        self.changing.remove(&step.interface());
-    }
-
-    /// Whether a step on a bridge or port is under way.
-    pub fn is_changing_links(&self) -> bool {
-        !self.changing.is_empty()
-    }
-
     /// A step on a bridge or port succeeded.
     pub fn link_applied(&mut self, step: LinkStep) {
-        self.changing.remove(&step.interface());
         match step {
             LinkStep::NetfilterCalls { bridge } => {
                 self.calling.insert(bridge);
@@ -198,7 +182,6 @@ impl Planner {
 
     /// What a step on a bridge or port was for is gone.
     pub fn link_gone(&mut self, step: LinkStep) {
-        self.changing.remove(&step.interface());
         self.homes.remove(&step.interface());
     }
 

@@ -160,8 +160,6 @@ pub struct Planner {
     applied: Option<Ruleset>,
     calling: BTreeSet<u32>,
     isolated: BTreeMap<u32, bool>,
-    /// Bridges and ports that are being changed.
-    changing: BTreeSet<u32>,
     homes: BTreeMap<u32, Home>,
     busy: BTreeMap<Subject, NetworkStep>,
     endings: Endings,
@@ -193,7 +191,6 @@ impl Planner {
             applied: None,
             calling: BTreeSet::new(),
             isolated: BTreeMap::new(),
-            changing: BTreeSet::new(),
             homes: BTreeMap::new(),
             busy: BTreeMap::new(),
             endings: Endings::new(),

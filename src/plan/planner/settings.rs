@@ -21,10 +21,7 @@ impl Planner {
                 bridge: home.bridge,
             })
         });
-        let steps = calls.chain(isolate).chain(astray);
-        steps
-            .filter(|step| !self.changing.contains(&step.interface()))
-            .collect()
+        calls.chain(isolate).chain(astray).collect()
     }
 
     /// Remembers where each endpoint's port is, for as long as there is the endpoint. Only a port that was proven on this
