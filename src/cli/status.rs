@@ -40,7 +40,9 @@ const NO_DAEMON: u8 = 3;
 pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, Refusal> {
     let status = match block_on(async { Ok(ask(&args.control_socket, Request::Status).await) })? {
         Ok(Answer::Status(status)) => status,
-        Ok(Answer::Policy(_)) => return Err(Refusal::system("read the status", "the answer is none")),
+        Ok(Answer::Policy(_) | Answer::Flows(_)) => {
+            return Err(Refusal::system("read the status", "the answer is none"));
+        }
         Ok(Answer::Error(message)) => return Err(Refusal::system("read the status", message)),
         Err(error) => {
             eprintln!(

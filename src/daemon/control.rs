@@ -23,6 +23,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
+use super::flows::{FlowLog, FlowsAnswer};
 use super::status::Status;
 use crate::kernel::elements::Elements;
 use crate::model::Unmanaged;
@@ -49,6 +50,10 @@ pub enum Request {
     Status,
     /// The policy files in force, and the settings that add to their meaning.
     Policy,
+    /// Flows that were denied, audited or forged, and have changed after this `seq`; 0: all.
+    Flows {
+        after: u64,
+    },
 }
 
 /// What is answered.
@@ -57,6 +62,7 @@ pub enum Request {
 pub enum Answer {
     Status(Box<Status>),
     Policy(Box<InForce>),
+    Flows(Box<FlowsAnswer>),
     Error(String),
 }
 
@@ -152,22 +158,34 @@ fn require_private(directory: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
 }
 
-/// Tells the status and the policy in force.
-pub async fn serve(
-    listener: UnixListener,
-    status: watch::Receiver<Arc<Status>>,
-    policy: watch::Receiver<Arc<InForce>>,
-) {
-    serve_with(listener, move |request| {
-        let (status, policy) = (Arc::clone(&status.borrow()), Arc::clone(&policy.borrow()));
-        async move {
-            match request {
-                Request::Status => completed(status).await,
-                Request::Policy => policy.answer(),
+/// What the daemon tells, on the control socket and elsewhere.
+#[derive(Debug, Clone)]
+pub struct Told {
+    pub status: watch::Receiver<Arc<Status>>,
+    pub policy: watch::Receiver<Arc<InForce>>,
+    pub flows: FlowLog,
+}
+
+impl Told {
+    /// Answers a request.
+    pub async fn answer(self, request: Request) -> Answer {
+        match request {
+            Request::Status => {
+                let status = Arc::clone(&self.status.borrow());
+                completed(status).await
             }
+            Request::Policy => {
+                let policy = Arc::clone(&self.policy.borrow());
+                policy.answer()
+            }
+            Request::Flows { after } => Answer::Flows(Box::new(self.flows.after(after))),
         }
-    })
-    .await;
+    }
+}
+
+/// Tells what is asked for.
+pub async fn serve(listener: UnixListener, told: Told) {
+    serve_with(listener, move |request| told.clone().answer(request)).await;
 }
 
 /// Serves with an answer of this kind, made when it is asked for: at most one at a time, however many ask.
@@ -320,10 +338,19 @@ pub fn request(line: &[u8]) -> Result<Request, String> {
     #[serde(deny_unknown_fields)]
     struct Line {
         command: String,
+        after: Option<u64>,
     }
-    let Line { command } = serde_json::from_slice(line).map_err(|error| format!("not a request: {error}"))?;
-    serde_json::from_value(serde_json::json!({ "command": command }))
-        .map_err(|error| format!("not a request: {error}"))
+    let Line { command, after } =
+        serde_json::from_slice(line).map_err(|error| format!("not a request: {error}"))?;
+    let request =
+        serde_json::from_value(serde_json::json!({ "command": command, "after": after.unwrap_or(0) }))
+            .map_err(|error| format!("not a request: {error}"))?;
+    match (request, after) {
+        (Request::Status | Request::Policy, Some(_)) => {
+            Err(format!("not a request: `after` is not for `{command}`"))
+        }
+        (request, _) => Ok(request),
+    }
 }
 
 async fn completed(status: Arc<Status>) -> Answer {
@@ -371,11 +398,12 @@ mod tests {
         #[test]
         fn no_request_but_those_there_are(line in prop_oneof![
             prop::collection::vec(any::<u8>(), 0..200),
-            "\\{\"command\": ?\"(status|policy|stop|down)\"(, ?\"[a-z]{0,4}\": ?[0-9\\[\\{]{0,5})?\\}?\n?".prop_map(String::into_bytes),
+            "\\{\"command\": ?\"(status|policy|flows|stop|down)\"(, ?\"[a-z]{0,4}\": ?[0-9\\[\\{]{0,5})?\\}?\n?".prop_map(String::into_bytes),
         ]) {
             match request(&line) {
                 Ok(Request::Status) => prop_assert!(String::from_utf8(line).unwrap().contains("status")),
                 Ok(Request::Policy) => prop_assert!(String::from_utf8(line).unwrap().contains("policy")),
+                Ok(Request::Flows { .. }) => prop_assert!(String::from_utf8(line).unwrap().contains("flows")),
                 Err(message) => prop_assert!(message.len() < 5000),
             }
         }
@@ -385,8 +413,18 @@ mod tests {
     fn a_request_is_exactly_what_it_must_be() {
         assert_eq!(request(b"{\"command\":\"status\"}\n"), Ok(Request::Status));
         assert_eq!(request(b"{\"command\":\"policy\"}\n"), Ok(Request::Policy));
+        assert_eq!(
+            request(b"{\"command\":\"flows\"}\n"),
+            Ok(Request::Flows { after: 0 })
+        );
+        assert_eq!(
+            request(b"{\"command\":\"flows\",\"after\":7}\n"),
+            Ok(Request::Flows { after: 7 })
+        );
         for wrong in [
             &b""[..],
+            b"{\"command\":\"status\",\"after\":7}",
+            b"{\"command\":\"flows\",\"after\":-1}",
             b"status",
             b"{\"command\":\"down\"}",
             b"{\"command\":\"status\",\"force\":true}",

@@ -16,6 +16,7 @@
 //! | [`state`] | the last good policy on disk |
 //! | [`metrics`] | the status as Prometheus text |
 //! | [`status`], [`control`] | what is true now, and the socket that tells it |
+//! | [`flows`] | flows that were denied, audited or forged, by name |
 //! | `findings` | which containers cannot be held to their rights, told when that changes |
 //! | [`lock`], [`refusal`] | one daemon at a time; why it does not start |
 
@@ -25,6 +26,7 @@ mod endings;
 pub mod executor;
 mod expiry;
 mod findings;
+pub mod flows;
 pub mod git;
 pub mod guard;
 pub mod lock;

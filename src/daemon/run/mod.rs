@@ -22,6 +22,7 @@ use crate::daemon::endings::{Ended, Endings, Report, host_addresses, permits};
 use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, network_step};
 use crate::daemon::expiry::Expiry;
 use crate::daemon::findings::Findings;
+use crate::daemon::flows::FlowLog;
 use crate::daemon::git::{self, Repository, Verdict, Watch};
 use crate::daemon::lock::Lock;
 use crate::daemon::reader::{Finished, Object, Reader, Reading};
@@ -255,7 +256,13 @@ impl Daemon {
             )
         })?;
         let (in_force, in_force_receiver) = watch::channel(Arc::new(InForce::default()));
-        tokio::spawn(control::serve(socket, status_receiver, in_force_receiver));
+        let flows = FlowLog::new(Timestamp::now());
+        let told = control::Told {
+            status: status_receiver,
+            policy: in_force_receiver,
+            flows: flows.clone(),
+        };
+        tokio::spawn(control::serve(socket, told));
         fault::point("after-socket");
 
         let (reader, readings) = Reader::new();
