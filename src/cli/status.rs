@@ -35,7 +35,7 @@ pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, Refusal> {
         }
         Ok(Answer::Error(message)) => return Err(Refusal::system("read the status", message)),
         Err(error) => {
-            return Ok(no_daemon(&args.control, &error));
+            return Ok(no_daemon(&args.control.control_socket, &error));
         }
     };
     if args.json {
