@@ -1,7 +1,7 @@
 //! `cofferdam status`: what is in force.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -10,7 +10,6 @@ use jiff::Timestamp;
 use super::{block_on, print_json};
 use crate::daemon::Refusal;
 use crate::daemon::control::{Answer, Request, ask};
-use crate::daemon::metrics;
 use crate::daemon::status::{State, Status};
 
 #[derive(Debug, Args)]
@@ -40,7 +39,7 @@ const NO_DAEMON: u8 = 3;
 pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, Refusal> {
     let status = match block_on(async { Ok(ask(&args.control_socket, Request::Status).await) })? {
         Ok(Answer::Status(status)) => status,
-        Ok(Answer::Policy(_) | Answer::Flows(_)) => {
+        Ok(Answer::Policy(_) | Answer::Flows(_) | Answer::Metrics(_)) => {
             return Err(Refusal::system("read the status", "the answer is none"));
         }
         Ok(Answer::Error(message)) => return Err(Refusal::system("read the status", message)),
@@ -55,7 +54,7 @@ pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, Refusal> {
     if args.json {
         print_json(&status)?
     } else if args.metrics {
-        print!("{}", metrics::text(&status))
+        print!("{}", metrics(&args.control_socket)?)
     } else {
         print!("{}", text(&status, Timestamp::now()))
     }
@@ -64,6 +63,15 @@ pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, Refusal> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn metrics(socket: &Path) -> Result<String, Refusal> {
+    match block_on(async { Ok(ask(socket, Request::Metrics).await) })? {
+        Ok(Answer::Metrics(text)) => Ok(text),
+        Ok(Answer::Error(message)) => Err(Refusal::system("read the metrics", message)),
+        Ok(_) => Err(Refusal::system("read the metrics", "the answer has none")),
+        Err(error) => Err(Refusal::system("read the metrics", error)),
+    }
 }
 
 fn text(status: &Status, now: Timestamp) -> String {
