@@ -5,6 +5,8 @@
 const MOST_SERVICES = 60;
 /** More edges than this are no picture any more. */
 const MOST_EDGES = 400;
+/** More edges than this have no boxes around segments. */
+const MOST_CLUSTERED = 150;
 /** More edges than this have their ports only in the details. */
 const MOST_LABELS = 48;
 /** How long an edge counts as in use after it was used, and an attempt as fresh, in milliseconds. */
@@ -64,6 +66,9 @@ function sceneOf(state) {
     add(from);
     add(to);
   }
+  // Without boxes around segments, each says which it is of.
+  scene.plain = scene.arcs.size > MOST_CLUSTERED;
+  if (scene.plain) for (const node of scene.nodes.values()) if (node.kind === 'service') node.title = node.full;
   return scene;
 }
 
@@ -110,50 +115,79 @@ function arcLabel(ports, packets) {
 /** Where everything is. */
 function layoutOf(scene, down, labels, state) {
   const graph = new dagre.graphlib.Graph({ compound: true, multigraph: true });
-  const plain = scene.arcs.size > 150;
+  const { plain } = scene;
   graph.setGraph({
     rankdir: down ? 'TB' : 'LR', nodesep: down ? 22 : 26, ranksep: down ? 54 : labels ? 44 : 70, edgesep: 14, marginx: 22, marginy: 22,
     ranker: plain ? 'tight-tree' : 'network-simplex',
   });
   graph.setDefaultEdgeLabel(() => ({}));
+  // The library keeps names in objects, where some words mean something else: it is given numbers.
+  const ids = new Map();
+  const idOf = (kind, name) => {
+    const key = kind + name;
+    if (!ids.has(key)) ids.set(key, 'n' + ids.size);
+    return ids.get(key);
+  };
   const segments = new Set();
   for (const node of scene.nodes.values()) {
-    const length = Math.max([...short(node.title, 24)].length * 7.6, [...node.sub].length * 6.1);
-    node.width = Math.min(Math.max(length + (node.light ? 46 : 30), 84), 230);
+    let most = 26;
+    do node.label = short(node.title, most--);
+    while (most > 4 && widthOf(node.label, '600 13px') > 190);
+    const length = Math.max(widthOf(node.label, '600 13px'), widthOf(node.sub, '11.5px'));
+    node.width = Math.max(Math.ceil(length) + (node.light ? 46 : 30), 84);
     node.height = node.sub ? 48 : 36;
-    graph.setNode(node.id, { width: node.width, height: node.height });
+    graph.setNode(idOf('node', node.id), { width: node.width, height: node.height });
     if (node.segment) segments.add(node.segment);
   }
   if (!plain) {
-    for (const name of segments) graph.setNode('cluster:' + name, {});
-    for (const node of scene.nodes.values()) if (node.segment) graph.setParent(node.id, 'cluster:' + node.segment);
+    for (const name of segments) graph.setNode(idOf('segment', name), {});
+    for (const node of scene.nodes.values()) if (node.segment) graph.setParent(idOf('node', node.id), idOf('segment', node.segment));
   }
   for (const arc of scene.arcs.values()) {
     // A loop is drawn by hand.
     if (arc.from === arc.to) continue;
     const { ports } = arcTotals(arc, state);
-    const width = labels ? arcLabel(ports, 99900).length * 6.4 + 10 : 0;
-    graph.setEdge(arc.from, arc.to, labels ? { width, height: 16, labelpos: 'c' } : {}, arc.key);
+    const width = labels ? widthOf(arcLabel(ports, 99900), '600 11.5px') + 12 : 0;
+    graph.setEdge(idOf('node', arc.from), idOf('node', arc.to), labels ? { width, height: 16, labelpos: 'c' } : {}, idOf('arc', arc.key));
   }
   // What belongs to no edge still has a place near who tried.
   for (const { from, to, key } of scene.refusals.values()) {
-    const alone = (id) => graph.nodeEdges(id).length === 0;
-    if (from !== to && (alone(from) || alone(to))) graph.setEdge(from, to, { weight: 0.1 }, key);
+    const alone = (id) => graph.nodeEdges(idOf('node', id)).length === 0;
+    if (from !== to && (alone(from) || alone(to))) graph.setEdge(idOf('node', from), idOf('node', to), { weight: 0.1 }, idOf('arc', key));
   }
   dagre.layout(graph);
-  return { graph, segments: plain ? [] : [...segments] };
+  return {
+    down,
+    size: { width: graph.graph().width, height: graph.graph().height },
+    boxes: new Map([...scene.nodes.keys()].map((id) => [id, graph.node(idOf('node', id))])),
+    clusters: plain ? [] : [...segments].map((name) => [name, graph.node(idOf('segment', name))]),
+    edge: (arc) => graph.edge({ v: idOf('node', arc.from), w: idOf('node', arc.to), name: idOf('arc', arc.key) }),
+  };
 }
 
-function curve(points) {
+/** A smooth line through all of these points, straight in the direction of the layers at each. */
+function curve(points, down) {
   let path = `M${points[0].x},${points[0].y}`;
-  for (let i = 1; i < points.length - 1; i++) {
-    const next = points[i + 1];
-    const last = i === points.length - 2;
-    const end = last ? next : { x: (points[i].x + next.x) / 2, y: (points[i].y + next.y) / 2 };
-    path += `Q${points[i].x},${points[i].y} ${end.x},${end.y}`;
+  for (let i = 1; i < points.length; i++) {
+    const [from, to] = [points[i - 1], points[i]];
+    const middle = down ? (from.y + to.y) / 2 : (from.x + to.x) / 2;
+    path += down ? `C${from.x},${middle} ${to.x},${middle} ${to.x},${to.y}` : `C${middle},${from.y} ${middle},${to.y} ${to.x},${to.y}`;
   }
-  if (points.length === 2) path += `L${points[1].x},${points[1].y}`;
   return path;
+}
+
+/** The middle of that side of a box that a point lies on, in the direction of the layers. */
+function side(box, point, down) {
+  if (down) return { x: box.x, y: box.y + (point.y >= box.y ? 0.5 : -0.5) * box.height };
+  return { x: box.x + (point.x >= box.x ? 0.5 : -0.5) * box.width, y: box.y };
+}
+
+const ruler = document.createElement('canvas').getContext('2d');
+
+/** How wide a text is drawn. */
+function widthOf(text, font) {
+  ruler.font = `${font} ${getComputedStyle(document.body).fontFamily}`;
+  return ruler.measureText(text).width;
 }
 
 /** An arrow's head at `tip`, coming from `from`. */
@@ -243,15 +277,16 @@ class Picture {
       replace(this.host, h('p', { class: 'empty' }, `${grouped(scene.arcs.size)} edges are no picture any more: choose a segment, or filter.`));
       return scene;
     }
-    const down = this.host.clientWidth > 0 && this.host.clientWidth < 640;
+    // It is laid out anew only for a host that is quite another one.
+    const room = [this.host.clientWidth, this.host.clientHeight].map((length) => Math.round(length / 150));
     const labels = scene.arcs.size <= MOST_LABELS;
     const nodes = [...scene.nodes.values()].map((node) => [node.id, node.title, node.sub, node.light]);
     const alone = [...scene.refusals.values()].map((it) => [it.from, it.to]).filter((ends) => ends.some((id) => id.startsWith('?') || !this.hasEdges(id, scene)));
     const ports = [...scene.arcs.values()].map((arc) => [arc.key, arcTotals(arc, state).ports]);
-    const shape = JSON.stringify([down, labels, nodes, ports, alone]);
+    const shape = JSON.stringify([room, labels, nodes, ports, alone]);
     if (shape !== this.shape) {
       this.shape = shape;
-      this.draw(scene, down, labels, state);
+      this.draw(scene, labels, state);
     }
     this.refresh(state);
     return scene;
@@ -261,13 +296,21 @@ class Picture {
     return [...scene.arcs.values()].some((arc) => arc.from === id || arc.to === id);
   }
 
-  draw(scene, down, labels, state) {
+  /** To the right or downwards, whichever is larger on the page. */
+  layout(scene, labels, state) {
+    const { clientWidth: width, clientHeight: height } = this.host;
+    const fit = ({ size }) => Math.min(width / size.width, Math.max(height, 400) / size.height);
+    if (scene.nodes.size > 80) return layoutOf(scene, width < 640, labels, state);
+    const [right, down] = [false, true].map((it) => layoutOf(scene, it, labels, state));
+    return fit(down) > (width < 640 ? 0.75 : 1.1) * fit(right) ? down : right;
+  }
+
+  draw(scene, labels, state) {
     const focused = document.activeElement && document.activeElement.closest('.node');
-    const { graph, segments } = layoutOf(scene, down, labels, state);
-    this.boxes = new Map([...scene.nodes.keys()].map((id) => [id, graph.node(id)]));
+    const layout = this.layout(scene, labels, state);
+    this.boxes = layout.boxes;
     this.labels = labels;
-    const clusters = segments.map((name) => {
-      const box = graph.node('cluster:' + name);
+    const clusters = layout.clusters.map(([name, box]) => {
       const [x, y] = [box.x - box.width / 2, box.y - box.height / 2];
       return s('g', { class: 'cluster' },
         s('rect', { x, y, width: box.width, height: box.height, rx: 14 }),
@@ -280,8 +323,12 @@ class Picture {
       if (arc.from === arc.to) {
         line = loop(box, 26);
       } else {
-        const { points, x, y } = graph.edge({ v: arc.from, w: arc.to, name: arc.key });
-        line = { d: curve(points), before: points.at(-2), tip: points.at(-1), middle: { x: x ?? points[Math.floor(points.length / 2)].x, y: y ?? points[Math.floor(points.length / 2)].y } };
+        const { points, x, y } = layout.edge(arc);
+        const between = points.slice(1, -1);
+        const [from, tip] = [side(box, between[0], layout.down), side(this.boxes.get(arc.to), between.at(-1), layout.down)];
+        const before = layout.down ? { x: tip.x, y: between.at(-1).y } : { x: between.at(-1).x, y: tip.y };
+        const middle = x === undefined ? between[Math.floor(between.length / 2)] : { x, y };
+        line = { d: curve([from, ...between, tip], layout.down), before, tip, middle };
       }
       const title = s('title');
       const text = labels ? s('text', { x: line.middle.x, y: line.middle.y }) : null;
@@ -296,10 +343,10 @@ class Picture {
       return element;
     });
     this.refusals = s('g', { class: 'refusals' });
-    this.laid = graph.graph();
+    this.laid = layout.size;
     this.size = this.laid;
     this.svg = s('svg', {
-      class: segments.length ? 'graph inside' : 'graph', role: 'group', 'aria-label': 'Allow-graph',
+      class: clusters.length ? 'graph inside' : 'graph', role: 'group', 'aria-label': 'Allow-graph',
     }, clusters, edges, this.refusals, nodes);
     replace(this.host, this.svg);
     if (focused && this.nodes.has(focused.dataset.id)) this.nodes.get(focused.dataset.id).focus({ preventScroll: true });
@@ -319,7 +366,7 @@ class Picture {
     s('title', {}, shown(node.full)),
     s('rect', { class: 'box', x, y, width: node.width, height: node.height, rx: node.kind === 'outside' ? node.height / 2 : 10 }),
     node.light ? s('circle', { class: node.light, cx: x + 16, cy: box.y, r: 4.5 }) : null,
-    s('text', { class: 'title name', x: middle, y: node.sub ? box.y - 8.5 : box.y, 'text-anchor': anchor }, short(node.title, 24)),
+    s('text', { class: 'title name', x: middle, y: node.sub ? box.y - 8.5 : box.y, 'text-anchor': anchor }, node.label),
     node.sub ? s('text', { class: 'sub', x: middle, y: box.y + 10, 'text-anchor': anchor }, node.sub) : null);
   }
 
@@ -413,7 +460,7 @@ class Picture {
     this.scale = scale;
     if (!this.svg) return;
     const fit = Math.min(1.3, (this.host.clientWidth - 4) / this.size.width, Math.max(0.8, (this.host.clientHeight - 8) / this.size.height));
-    this.actual = scale ?? Math.max(0.55, fit);
+    this.actual = scale ?? Math.max(0.7, fit);
     this.svg.setAttribute('width', Math.round(this.size.width * this.actual));
     this.svg.setAttribute('height', Math.round(this.size.height * this.actual));
   }
