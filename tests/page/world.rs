@@ -176,30 +176,67 @@ pub(crate) fn many(services: usize) -> Status {
     let mut status = shop();
     status.services.clear();
     status.edges.clear();
-    let segments = ["billing", "mail", "media", "orders", "report", "search", "stock", "team", "users", "gate"];
-    let roles = ["web", "api", "db", "cache", "queue", "worker", "cron", "auth", "feed", "sync"];
-    let calls = [(0, 1), (0, 7), (1, 2), (1, 3), (1, 4), (5, 4), (5, 2), (6, 2), (8, 1), (9, 2)];
+    let segments = [
+        "billing", "mail", "media", "orders", "report", "search", "stock", "team", "users", "gate",
+    ];
+    let roles = [
+        "web", "api", "db", "cache", "queue", "worker", "cron", "auth", "feed", "sync",
+    ];
+    let calls = [
+        (0, 1),
+        (0, 7),
+        (1, 2),
+        (1, 3),
+        (1, 4),
+        (5, 4),
+        (5, 2),
+        (6, 2),
+        (8, 1),
+        (9, 2),
+    ];
     let name = |segment: usize, role: usize, copy: usize| match copy {
         0 => format!("{}/{}", segments[segment], roles[role]),
         copy => format!("{}/{}-{copy}", segments[segment], roles[role]),
     };
     for n in 0..services {
-        add_service(&mut status, &name(n % 10, n / 10 % 10, n / 100), u8::try_from(n % 3 + 1).unwrap());
+        add_service(
+            &mut status,
+            &name(n % 10, n / 10 % 10, n / 100),
+            u8::try_from(n % 3 + 1).unwrap(),
+        );
     }
     for segment in 0..10 {
         for copy in 0..services.div_ceil(100) {
             for (n, (from, to)) in calls.iter().enumerate() {
                 let used = ((segment * 37 + n * 13) % 11) as u64 * 40;
-                let edge = edge(&name(segment, *from, copy), &name(segment, *to, copy), &["8080/tcp"], used);
+                let edge = edge(
+                    &name(segment, *from, copy),
+                    &name(segment, *to, copy),
+                    &["8080/tcp"],
+                    used,
+                );
                 status.edges.push(edge);
             }
         }
         if segment < 9 {
-            status.edges.push(edge(&name(9, 0, 0), &name(segment, 0, 0), &["443/tcp"], 512));
-            status.edges.push(edge(&name(segment, 5, 0), &name(1, 1, 0), &["25/tcp"], segment as u64));
+            status
+                .edges
+                .push(edge(&name(9, 0, 0), &name(segment, 0, 0), &["443/tcp"], 512));
+            status.edges.push(edge(
+                &name(segment, 5, 0),
+                &name(1, 1, 0),
+                &["25/tcp"],
+                segment as u64,
+            ));
         }
     }
-    status.edges.retain(|edge| [&edge.from, &edge.to].iter().all(|it| status.services.contains_key(*it)));
-    status.edges.push(edge("world", &name(9, 0, 0), &["443/tcp"], 12_345));
+    status.edges.retain(|edge| {
+        [&edge.from, &edge.to]
+            .iter()
+            .all(|it| status.services.contains_key(*it))
+    });
+    status
+        .edges
+        .push(edge("world", &name(9, 0, 0), &["443/tcp"], 12_345));
     status
 }
