@@ -25,6 +25,7 @@ use super::clients::Clients;
 use super::flows::{FlowLog, FlowsAnswer};
 use super::metrics::{self, Measures, Sources};
 use super::status::Status;
+use super::usage::Usage;
 use crate::kernel::elements::Elements;
 use crate::model::Unmanaged;
 use crate::plan::ruleset::TableFamily;
@@ -162,6 +163,7 @@ pub struct Told {
     pub status: watch::Receiver<Arc<Status>>,
     pub policy: watch::Receiver<Arc<InForce>>,
     pub flows: FlowLog,
+    pub usage: Usage,
     pub measures: Measures,
 }
 
@@ -198,7 +200,7 @@ impl Told {
     /// Why the kernel cannot be asked.
     pub async fn completed(&self) -> Result<Status, String> {
         let status = Arc::clone(&self.status.borrow());
-        completed(status).await
+        completed(status, self.usage.clone()).await
     }
 
     /// What metrics are made from, with this status.
@@ -344,11 +346,11 @@ pub fn request(line: &[u8]) -> Result<Request, String> {
     }
 }
 
-async fn completed(status: Arc<Status>) -> Result<Status, String> {
+async fn completed(status: Arc<Status>, usage: Usage) -> Result<Status, String> {
     let result = tokio::task::spawn_blocking(move || {
         let mut status = Arc::unwrap_or_clone(status);
         let mut elements = Elements::open()?;
-        status.complete(&mut elements)?;
+        status.complete(&mut elements, &usage)?;
         Ok::<_, crate::kernel::elements::ElementsError>(status)
     });
     match result.await {

@@ -20,6 +20,7 @@
 //! | [`status`], [`control`] | what is true now, and the socket that tells it |
 //! | [`flows`] | flows that were denied, audited or forged, by name |
 //! | `findings` | which containers cannot be held to their rights, told when that changes |
+//! | [`usage`] | edges' hits and last use |
 //! | [`lock`], [`refusal`] | one daemon at a time; why it does not start |
 
 mod clients;
@@ -44,6 +45,7 @@ pub mod run;
 pub mod source;
 pub mod state;
 pub mod status;
+pub mod usage;
 
 pub use endings::host_addresses;
 pub use refusal::Refusal;

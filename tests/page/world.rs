@@ -7,7 +7,9 @@ use cofferdam::daemon::control::{InForce, Told};
 use cofferdam::daemon::flows::{Direction, EndKind, FlowEnd, FlowLog, FlowRecord, FlowVerdict};
 use cofferdam::daemon::http::{Reading, serve_with};
 use cofferdam::daemon::metrics::Measures;
-use cofferdam::daemon::status::{ContainerStatus, EdgeStatus, EndpointStatus, ServiceStatus, State, Status};
+use cofferdam::daemon::status::{
+    ContainerStatus, EdgeStatus, EndpointState, EndpointStatus, ServiceStatus, State, Status,
+};
 use cofferdam::settings::http::Hosts;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
@@ -39,6 +41,7 @@ impl World {
             status: watch::channel(Arc::new(Status::starting())).1,
             policy: watch::channel(Arc::new(InForce::default())).1,
             flows: self.flows.clone(),
+            usage: cofferdam::daemon::usage::Usage::default(),
             measures: Measures::default(),
         };
         let world = self.clone();
@@ -124,6 +127,7 @@ pub(crate) fn edge(from: &str, to: &str, ports: &[&str], packets: u64) -> EdgeSt
         counter: format!("{from}{to}"),
         packets: Some(packets),
         bytes: Some(packets * 60),
+        last_used: None,
     }
 }
 
@@ -137,6 +141,7 @@ pub(crate) fn add_service(status: &mut Status, name: &str, containers: u8) {
             network: "shop_default".to_owned(),
             addresses: vec![format!("172.20.0.{}", number + 1).parse().unwrap()],
             bound: true,
+            state: EndpointState::Bound,
         }],
     };
     let containers = (1..=containers).map(container).collect();

@@ -17,6 +17,7 @@ fn edge(from: &str, to: &str) -> EdgeStatus {
         counter: format!("{from}{to}"),
         packets: Some(3),
         bytes: Some(180),
+        last_used: None,
     }
 }
 
@@ -103,6 +104,7 @@ fn the_status_as_text() {
         network: "n".to_owned(),
         addresses: Vec::new(),
         bound,
+        state: crate::daemon::status::EndpointState::default(),
     };
     let container = ContainerStatus {
         name: "web-1".to_owned(),

@@ -33,6 +33,7 @@ use crate::daemon::state::{AuditSince, Good, Keep, Keeper, Kept, Origin, Store};
 use crate::daemon::status::{
     GitStatus, LastGood, Passes, PolicyStatus, Refused, RefusedCommit, State, Status,
 };
+use crate::daemon::usage::Usage;
 use crate::daemon::{Refusal, chain, reload, status};
 use crate::docker::{Arrived, Engine, EngineError, EngineEvent, subscribe};
 use crate::fault;
@@ -274,8 +275,10 @@ impl Daemon {
             status: status_receiver,
             policy: in_force_receiver,
             flows: flows.clone(),
+            usage: Usage::default(),
             measures: measures.clone(),
         };
+        tokio::spawn(told.usage.clone().keep());
         let http = match &settings.http {
             Some(http) => Some(
                 http::start(http.clone(), told.clone())
