@@ -17,6 +17,7 @@
 //! | [`metrics`] | the status as Prometheus text |
 //! | [`status`], [`control`] | what is true now, and the socket that tells it |
 //! | [`flows`] | flows that were denied, audited or forged, by name |
+//! | [`learn`] | watching without a daemon, for `cofferdam learn` |
 //! | `findings` | which containers cannot be held to their rights, told when that changes |
 //! | [`lock`], [`refusal`] | one daemon at a time; why it does not start |
 
@@ -29,6 +30,7 @@ mod findings;
 pub mod flows;
 pub mod git;
 pub mod guard;
+pub mod learn;
 pub mod lock;
 pub mod metrics;
 pub mod once;

@@ -138,6 +138,12 @@ impl Engine {
         Ok(container)
     }
 
+    /// The process id of a container's main process, as the engine's host counts; `None` where none runs. Blocks as
+    /// [`Self::container`] does.
+    pub async fn pid(&self, id: &ContainerId) -> Result<Option<u32>, EngineError> {
+        Ok(self.inspect(id).await?.and_then(|answer| answer.pid()))
+    }
+
     /// What the list says of one container, `None` if it says nothing or not enough. Unlike an inspection it never waits for the
     /// container's start (the engine answers from a copy), but it does not know the container's powers.
     pub async fn glance(&self, id: &ContainerId) -> Result<Option<Container>, EngineError> {

@@ -8,6 +8,7 @@
 //! | [`neighbour`] | two rules that nft has no words for |
 //! | [`generation`] | who changes nftables |
 //! | [`links`] | bridges, ports, the container's end of a veth, routes |
+//! | [`observe`] | tables that only count, for as long as somebody looks |
 //! | [`conntrack`] | established flows, and their end |
 //! | [`sockets`] | what listens and is connected in a process's network namespace |
 //! | [`bridge_netfilter`], [`privilege`] | what the host must offer |
@@ -21,6 +22,7 @@ pub mod links;
 pub mod neighbour;
 mod netlink;
 pub mod nft;
+pub mod observe;
 pub mod privilege;
 pub mod render;
 pub mod sockets;

@@ -1,0 +1,364 @@
+//! Tables that only count who opens what to whom, for `cofferdam learn`, and are gone when whoever made them is.
+//!
+//! In: which addresses are near. Out: [`Reading`]s. `table bridge cofferdam_learn` sees every frame that comes in by a bridge's
+//! port, whether or not the bridge calls the other families' hooks; `table inet cofferdam_learn` sees what comes from the
+//! host and from outside. Both sit before whatever drops, and accept everything.
+//!
+//! The tables carry `flags owner`: the kernel removes them with the netlink socket that made them, that of an interactive `nft`
+//! whose end follows from the end of its input, and so from ours, however we end.
+
+mod rules;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, ChildStdin, Command};
+
+use super::nft::{Nft, NftError};
+use crate::model::learn::{Contact, Place};
+use crate::net::{IcmpType, PortRange, Transport};
+use crate::policy::Ports;
+
+/// The name of both tables.
+pub const TABLE: &str = "cofferdam_learn";
+
+/// How long nft may take to make the tables, and to list one.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(20);
+/// Of what nft says on standard error.
+const ERROR_BYTES: u64 = 4096;
+
+/// Why nothing can be observed.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    #[error("the tables {TABLE} are there already: another `cofferdam learn` is running")]
+    Taken,
+    #[error("could not run {}", program.display())]
+    Run {
+        program: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(
+        "could not make the tables {TABLE} (this needs nft 1.0 and Linux 5.12 or later, for tables that end with their owner): {message}"
+    )]
+    Refused { message: String },
+    #[error("could not read the table {family} {TABLE}: {message}")]
+    Read { family: &'static str, message: String },
+    #[error("could not read what nft printed")]
+    Malformed(#[source] serde_json::Error),
+}
+
+/// What was counted since the tables were made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reading {
+    pub contacts: BTreeMap<(Place, Contact), u64>,
+    /// Multicast and broadcast packets.
+    pub multicast: u64,
+    /// Packets that found no room.
+    pub lost: u64,
+    /// Whether there were more addresses outside than are kept.
+    pub samples_are_cut: bool,
+}
+
+/// The tables, as long as this lives.
+#[derive(Debug)]
+pub struct Observer {
+    program: PathBuf,
+    child: Child,
+    stdin: ChildStdin,
+    said: Arc<Mutex<String>>,
+    near: BTreeSet<IpNet>,
+    published: BTreeSet<(Transport, u16)>,
+}
+
+impl Observer {
+    /// Makes the tables. `near` are the addresses of containers and of the host, `published` the ports of the host that
+    /// lead to containers.
+    ///
+    /// # Errors
+    /// When nft is missing or the kernel refuses; then there are no tables.
+    pub async fn begin(
+        near: &BTreeSet<IpNet>,
+        published: &BTreeSet<(Transport, u16)>,
+    ) -> Result<Self, ObserveError> {
+        let program = Nft::find()?.program().to_owned();
+        if listed(&program, "inet").await.is_ok() {
+            return Err(ObserveError::Taken);
+        }
+        let mut child = Command::new(&program)
+            .arg("-i")
+            // Its line editor keeps a history in the home directory; and signals of the terminal are for us alone.
+            .env("HOME", "/dev/null")
+            .env("TERM", "dumb")
+            .env("LC_ALL", "C")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|source| ObserveError::Run {
+                program: program.clone(),
+                source,
+            })?;
+        let said = Arc::new(Mutex::new(String::new()));
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(keep(stderr, Arc::clone(&said)));
+        }
+        let Some(stdin) = child.stdin.take() else {
+            return Err(ObserveError::Refused {
+                message: "nft has no input".to_owned(),
+            });
+        };
+        let mut observer = Self {
+            program,
+            child,
+            stdin,
+            said,
+            near: BTreeSet::new(),
+            published: BTreeSet::new(),
+        };
+        let mut text = rules::tables();
+        text.push_str(&observer.included(near, published));
+        text.push_str(&rules::hooks());
+        observer.say(&text).await?;
+        observer.ready().await?;
+        Ok(observer)
+    }
+
+    /// Takes in more near addresses and published ports.
+    ///
+    /// # Errors
+    /// When nft is gone.
+    pub async fn include(
+        &mut self,
+        near: &BTreeSet<IpNet>,
+        published: &BTreeSet<(Transport, u16)>,
+    ) -> Result<(), ObserveError> {
+        let text = self.included(near, published);
+        self.say(&text).await
+    }
+
+    /// What was counted so far.
+    ///
+    /// # Errors
+    /// When the tables are gone.
+    pub async fn read(&self) -> Result<Reading, ObserveError> {
+        let mut reading = Reading::default();
+        for (family, place) in [("bridge", Place::Bridge), ("inet", Place::Routed)] {
+            let text = listed(&self.program, family).await?;
+            let listing: Value = serde_json::from_slice(&text).map_err(ObserveError::Malformed)?;
+            read(&listing, place, &mut reading);
+        }
+        Ok(reading)
+    }
+
+    /// Removes the tables, and waits until they are gone.
+    pub async fn end(self) {
+        let Self { mut child, stdin, .. } = self;
+        drop(stdin);
+        if tokio::time::timeout(PATIENCE, child.wait()).await.is_err() {
+            // The kernel removes them then, too.
+            let _gone_already = child.kill().await;
+        }
+    }
+
+    fn included(&mut self, near: &BTreeSet<IpNet>, published: &BTreeSet<(Transport, u16)>) -> String {
+        let near: Vec<IpNet> = near.difference(&self.near).copied().collect();
+        let published: Vec<_> = published.difference(&self.published).copied().collect();
+        let text = rules::included(&near, &published);
+        self.near.extend(near);
+        self.published.extend(published);
+        text
+    }
+
+    async fn say(&mut self, text: &str) -> Result<(), ObserveError> {
+        self.stdin
+            .write_all(text.as_bytes())
+            .await
+            .map_err(|error| ObserveError::Refused {
+                message: format!("nft has ended: {}{error}", self.said()),
+            })
+    }
+
+    fn said(&self) -> String {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        match said.trim() {
+            "" => String::new(),
+            said => format!("{said}; "),
+        }
+    }
+
+    /// Waits until the last rule is in place; what nft says before is a refusal.
+    async fn ready(&mut self) -> Result<(), ObserveError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(text) = listed(&self.program, "inet").await
+                && serde_json::from_slice(&text).is_ok_and(|listing| rules::are_complete(&listing))
+            {
+                break;
+            }
+            let ended = self.child.try_wait().ok().flatten();
+            if ended.is_some() || Instant::now() > deadline || !self.said().is_empty() {
+                // Its last words may still be on their way.
+                tokio::time::sleep(POLL * 5).await;
+                break;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        let said = self.said();
+        let ended = self.child.try_wait().ok().flatten();
+        match ended {
+            None if said.is_empty() => Ok(()),
+            None => Err(ObserveError::Refused { message: said }),
+            Some(status) => Err(ObserveError::Refused {
+                message: format!("{said}{status}"),
+            }),
+        }
+    }
+}
+
+async fn keep(stderr: tokio::process::ChildStderr, said: Arc<Mutex<String>>) {
+    let mut stderr = stderr;
+    let mut buffer = [0; 1024];
+    while let Ok(length @ 1..) = stderr.read(&mut buffer).await {
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        if (said.len() as u64) < ERROR_BYTES {
+            said.push_str(&String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()));
+        }
+    }
+}
+
+/// `nft -j list table …`.
+async fn listed(program: &Path, family: &'static str) -> Result<Vec<u8>, ObserveError> {
+    let output = Command::new(program)
+        .args(["-j", "-n", "list", "table", family, TABLE])
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let failed = |message: String| ObserveError::Read { family, message };
+    let output = tokio::time::timeout(PATIENCE, output)
+        .await
+        .map_err(|_| failed(format!("nft did not finish within {} s", PATIENCE.as_secs())))?
+        .map_err(|source| ObserveError::Run {
+            program: program.to_owned(),
+            source,
+        })?;
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
+}
+
+fn read(listing: &Value, place: Place, reading: &mut Reading) {
+    for object in listing["nftables"].as_array().into_iter().flatten() {
+        if let Some(counter) = object.get("counter") {
+            let packets = counter["packets"].as_u64().unwrap_or_default();
+            match counter["name"].as_str() {
+                Some("lost") => reading.lost += packets,
+                Some("many") => reading.multicast += packets,
+                _ => {}
+            }
+        }
+        let Some(set) = object.get("set") else { continue };
+        let name = set["name"].as_str().unwrap_or_default();
+        let elements = set["elem"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let kind = name.trim_end_matches(['4', '6']);
+        if matches!(kind, "far" | "who") && set["size"].as_u64() <= u64::try_from(elements.len()).ok() {
+            reading.samples_are_cut = true;
+        }
+        for element in elements {
+            let element = &element["elem"];
+            let parts = element["val"]["concat"]
+                .as_array()
+                .map(Vec::as_slice)
+                .unwrap_or_default();
+            if let Some(contact) = contact(kind, parts) {
+                let packets = element["counter"]["packets"].as_u64().unwrap_or_default();
+                *reading.contacts.entry((place, contact)).or_default() += packets;
+            }
+        }
+    }
+}
+
+/// An element of a set by the name of its kind; `None` for what no policy can say, such as port 0.
+fn contact(kind: &str, parts: &[Value]) -> Option<Contact> {
+    let ports = |protocol: &Value, port: &Value| {
+        let port = number(port).filter(|port| *port != 0)?;
+        Some(Ports::Transport(transport(protocol)?, PortRange::single(port)))
+    };
+    Some(match (kind, parts) {
+        ("pair", [from, to, protocol, port]) => Contact::Pair {
+            from: address(from)?,
+            to: address(to)?,
+            ports: ports(protocol, port)?,
+        },
+        ("out", [from, protocol, port]) => Contact::Out {
+            from: address(from)?,
+            ports: ports(protocol, port)?,
+        },
+        ("far", [from, protocol, port, to]) => Contact::Far {
+            from: address(from)?,
+            ports: ports(protocol, port)?,
+            to: address(to)?,
+        },
+        ("into", [to, protocol, port]) => Contact::In {
+            to: address(to)?,
+            ports: ports(protocol, port)?,
+        },
+        ("who", [to, protocol, port, from]) => Contact::Who {
+            to: address(to)?,
+            ports: ports(protocol, port)?,
+            from: address(from)?,
+        },
+        ("echo", [from, to]) => Contact::Pair {
+            from: address(from)?,
+            to: address(to)?,
+            ports: Ports::Icmp(Some(IcmpType::EchoRequest)),
+        },
+        ("answer", [from, to, protocol, port]) => Contact::Answer {
+            from: address(from)?,
+            to: address(to)?,
+            ports: ports(protocol, port)?,
+        },
+        ("unclear", [from, to, protocol, source, port]) => Contact::Unclear {
+            from: address(from)?,
+            to: address(to)?,
+            transport: transport(protocol)?,
+            source: number(source).filter(|port| *port != 0)?,
+            port: number(port).filter(|port| *port != 0)?,
+        },
+        ("other", [from, to, protocol]) => Contact::Other {
+            from: address(from)?,
+            to: address(to)?,
+            protocol: number(protocol)?,
+        },
+        _ => return None,
+    })
+}
+
+fn address(value: &Value) -> Option<IpAddr> {
+    value.as_str()?.parse().ok()
+}
+
+fn number<T: TryFrom<u64>>(value: &Value) -> Option<T> {
+    T::try_from(value.as_u64()?).ok()
+}
+
+/// By number, or by name where nft knows one.
+fn transport(value: &Value) -> Option<Transport> {
+    Transport::ALL.into_iter().find(|transport| {
+        value.as_u64() == Some(u64::from(transport.number())) || value.as_str() == Some(transport.as_str())
+    })
+}
