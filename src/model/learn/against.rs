@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::document::{edges_of, line_of, remarks, shown};
 use super::edges::{Edges, LearnedEdge};
+use super::words::scalar;
 use super::{End, Evidence, Flow, Lesson, Scope};
 use crate::model::{Standing, standing};
 use crate::net::{Family, Traffic};
@@ -201,7 +202,7 @@ pub fn texts(missing: &Missing, policy: &Policy) -> BTreeMap<Name, String> {
             ),
         );
         line_of(&mut text, "cofferdam: 1");
-        line_of(&mut text, &format!("segment: {segment}"));
+        line_of(&mut text, &format!("segment: {}", scalar(segment.as_str())));
         line_of(&mut text, "allow:");
         edges_of(&mut text, edges, segment);
         texts.insert(segment.clone(), text);

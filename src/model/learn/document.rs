@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use super::edges::{Edges, LearnedEdge, time, written};
 use super::groups::{self, Layout, Services};
 use super::observation::Settled;
-use super::words::{plain, quoted, several};
+use super::words::{plain, quoted, scalar, several};
 use super::{End, Lesson, Scope};
 use crate::inventory::{ContainerId, Lifecycle};
 use crate::policy::{Name, Peer};
@@ -101,7 +101,7 @@ fn document(
         line_of(&mut text, &format!("# {line}"));
     }
     line_of(&mut text, "cofferdam: 1");
-    line_of(&mut text, &format!("segment: {segment}"));
+    line_of(&mut text, &format!("segment: {}", scalar(segment.as_str())));
     line_of(&mut text, "");
     line_of(&mut text, "services:");
     let mut named: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -111,7 +111,11 @@ fn document(
         let shown = several(&members, NAMED);
         line_of(
             &mut text,
-            &format!("  {}: {{ select: {} }} # {shown}", key(&id.name), found.select),
+            &format!(
+                "  {}: {{ select: {} }} # {shown}",
+                scalar(id.name.as_str()),
+                found.select
+            ),
         );
         named.insert(id.to_string(), members);
     }
@@ -126,16 +130,6 @@ fn document(
         text,
         services: named,
         edges,
-    }
-}
-
-/// A name as a key: one of digits alone, or a word that means something else in YAML, is quoted.
-fn key(name: &Name) -> String {
-    let name = name.as_str();
-    let words = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
-    match name.starts_with(|c: char| c.is_ascii_digit()) || words.contains(&name) {
-        true => quoted(name),
-        false => name.to_owned(),
     }
 }
 

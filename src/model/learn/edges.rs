@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::words::{plain, several};
+use super::words::{plain, scalar, several};
 use super::{Direction, End, Evidence, Flow, Lesson};
 use crate::net::{PortRange, Transport};
 use crate::policy::{Name, Peer, Ports, ScopedName};
@@ -262,8 +262,8 @@ pub(super) fn time(at: Timestamp) -> String {
 /// The edge as its segment writes it.
 pub(super) fn written(edge: &LearnedEdge, segment: &Name) -> String {
     let end = |peer: &Peer| match peer {
-        Peer::Service(id) | Peer::External(id) if id.segment == *segment => id.name.to_string(),
-        peer => peer.to_string(),
+        Peer::Service(id) | Peer::External(id) if id.segment == *segment => scalar(id.name.as_str()),
+        peer => scalar(&peer.to_string()),
     };
     format!(
         "{{ from: {}, to: {}, ports: [{}] }}",

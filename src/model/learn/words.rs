@@ -24,6 +24,15 @@ pub(super) fn quoted(text: &str) -> String {
     quoted
 }
 
+/// A name as a YAML scalar: quoted where it would be a number or a word with a meaning of its own.
+pub(super) fn scalar(name: &str) -> String {
+    let words = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
+    match name.starts_with(|c: char| c.is_ascii_digit()) || words.contains(&name) {
+        true => quoted(name),
+        false => name.to_owned(),
+    }
+}
+
 /// Text for a comment: on one line, printable, and not too long.
 pub(super) fn plain(text: &str) -> String {
     const LONG: usize = 80;
