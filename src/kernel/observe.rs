@@ -26,6 +26,9 @@ use crate::model::learn::{Contact, Place};
 use crate::net::{IcmpType, PortRange, Transport};
 use crate::policy::Ports;
 
+/// The families in which there is a table.
+const FAMILIES: [&str; 2] = ["bridge", "inet"];
+
 /// The name of both tables.
 pub const TABLE: &str = "cofferdam_learn";
 
@@ -52,8 +55,10 @@ pub enum ObserveError {
         "could not make the tables {TABLE} (this needs nft 1.0 and Linux 5.12 or later, for tables that end with their owner): {message}"
     )]
     Refused { message: String },
-    #[error("could not read the table {family} {TABLE}: {message}")]
-    Read { family: &'static str, message: String },
+    #[error("could not read the tables {TABLE}: {message}")]
+    Read { message: String },
+    #[error("somebody removed the tables {TABLE}")]
+    Gone,
     #[error("could not read what nft printed")]
     Malformed(#[source] serde_json::Error),
 }
@@ -92,7 +97,7 @@ impl Observer {
         published: &BTreeSet<(Transport, u16)>,
     ) -> Result<Self, ObserveError> {
         let program = Nft::find()?.program().to_owned();
-        if listed(&program, "inet").await.is_ok() {
+        if is_there(&listed(&program).await.unwrap_or_default()) {
             return Err(ObserveError::Taken);
         }
         let mut child = Command::new(&program)
@@ -154,13 +159,11 @@ impl Observer {
     /// # Errors
     /// When the tables are gone.
     pub async fn read(&self) -> Result<Reading, ObserveError> {
-        let mut reading = Reading::default();
-        for (family, place) in [("bridge", Place::Bridge), ("inet", Place::Routed)] {
-            let text = listed(&self.program, family).await?;
-            let listing: Value = serde_json::from_slice(&text).map_err(ObserveError::Malformed)?;
-            read(&listing, place, &mut reading);
+        let objects = listed(&self.program).await?;
+        match is_complete(&objects) {
+            true => Ok(read(&objects)),
+            false => Err(ObserveError::Gone),
         }
-        Ok(reading)
     }
 
     /// Removes the tables, and waits until they are gone.
@@ -203,8 +206,9 @@ impl Observer {
     async fn ready(&mut self) -> Result<(), ObserveError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Ok(text) = listed(&self.program, "inet").await
-                && serde_json::from_slice(&text).is_ok_and(|listing| rules::are_complete(&listing))
+            if listed(&self.program)
+                .await
+                .is_ok_and(|objects| is_complete(&objects))
             {
                 break;
             }
@@ -239,15 +243,20 @@ async fn keep(stderr: tokio::process::ChildStderr, said: Arc<Mutex<String>>) {
     }
 }
 
-/// `nft -j list table …`.
-async fn listed(program: &Path, family: &'static str) -> Result<Vec<u8>, ObserveError> {
+/// The tables' counters and sets as JSON. Not the tables themselves: nft 1.0.6 prints no JSON of a table with an owner.
+async fn listed(program: &Path) -> Result<Vec<Value>, ObserveError> {
+    let commands: Vec<String> = ["counters", "sets"]
+        .iter()
+        .flat_map(|what| FAMILIES.map(|family| format!("list {what} table {family} {TABLE}")))
+        .collect();
     let output = Command::new(program)
-        .args(["-j", "-n", "list", "table", family, TABLE])
+        .args(["-j", "-n"])
+        .arg(commands.join("; "))
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let failed = |message: String| ObserveError::Read { family, message };
+    let failed = |message: String| ObserveError::Read { message };
     let output = tokio::time::timeout(PATIENCE, output)
         .await
         .map_err(|_| failed(format!("nft did not finish within {} s", PATIENCE.as_secs())))?
@@ -255,31 +264,58 @@ async fn listed(program: &Path, family: &'static str) -> Result<Vec<u8>, Observe
             program: program.to_owned(),
             source,
         })?;
-    match output.status.success() {
-        true => Ok(output.stdout),
-        false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
+    // A document for each command.
+    let documents = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
+    let mut objects = Vec::new();
+    for document in documents {
+        if let Some(Value::Array(listed)) = document.map_err(ObserveError::Malformed)?.get_mut("nftables") {
+            objects.append(listed);
+        }
+    }
+    Ok(objects)
 }
 
-fn read(listing: &Value, place: Place, reading: &mut Reading) {
-    for object in listing["nftables"].as_array().into_iter().flatten() {
-        if let Some(counter) = object.get("counter") {
-            let packets = counter["packets"].as_u64().unwrap_or_default();
-            match counter["name"].as_str() {
-                Some("lost") => reading.lost += packets,
-                Some("many") => reading.multicast += packets,
-                _ => {}
-            }
+fn counters(objects: &[Value]) -> impl Iterator<Item = (&str, u64)> {
+    objects.iter().filter_map(|object| {
+        let counter = object.get("counter")?;
+        Some((counter["name"].as_str()?, counter["packets"].as_u64()?))
+    })
+}
+
+fn is_there(objects: &[Value]) -> bool {
+    counters(objects).next().is_some()
+}
+
+/// Whether the last of all commands was carried out.
+fn is_complete(objects: &[Value]) -> bool {
+    counters(objects).any(|(name, _)| name == rules::READY)
+}
+
+fn read(objects: &[Value]) -> Reading {
+    let mut reading = Reading::default();
+    for (name, packets) in counters(objects) {
+        match name {
+            "lost" => reading.lost += packets,
+            "many" => reading.multicast += packets,
+            _ => {}
         }
-        let Some(set) = object.get("set") else { continue };
-        let name = set["name"].as_str().unwrap_or_default();
+    }
+    for set in objects.iter().filter_map(|object| object.get("set")) {
+        let place = match set["family"].as_str() {
+            Some("bridge") => Place::Bridge,
+            _ => Place::Routed,
+        };
+        let kind = set["name"]
+            .as_str()
+            .unwrap_or_default()
+            .trim_end_matches(['4', '6']);
         let elements = set["elem"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let kind = name.trim_end_matches(['4', '6']);
-        if matches!(kind, "far" | "who") && set["size"].as_u64() <= u64::try_from(elements.len()).ok() {
-            reading.samples_are_cut = true;
-        }
-        for element in elements {
-            let element = &element["elem"];
+        let is_full = set["size"].as_u64() <= u64::try_from(elements.len()).ok();
+        reading.samples_are_cut |= matches!(kind, "far" | "who") && is_full;
+        for element in elements.iter().filter_map(|element| element.get("elem")) {
             let parts = element["val"]["concat"]
                 .as_array()
                 .map(Vec::as_slice)
@@ -290,6 +326,7 @@ fn read(listing: &Value, place: Place, reading: &mut Reading) {
             }
         }
     }
+    reading
 }
 
 /// An element of a set by the name of its kind; `None` for what no policy can say, such as port 0.

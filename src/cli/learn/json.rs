@@ -52,6 +52,8 @@ struct PortObject {
     last: Timestamp,
     from: BTreeSet<String>,
     to: BTreeSet<String>,
+    /// Of these nothing listened on the port when watching ended.
+    deaf: BTreeSet<String>,
     outside: BTreeSet<IpAddr>,
     more_outside: bool,
     by_way_of: BTreeSet<u16>,
@@ -127,6 +129,7 @@ fn port(ports: Ports, known: &PortEvidence) -> PortObject {
         last: evidence.last,
         from: known.from.clone(),
         to: known.to.clone(),
+        deaf: known.deaf.clone(),
         outside: evidence.addresses.known.clone(),
         more_outside: evidence.addresses.more,
         by_way_of: evidence.by_way_of.clone(),

@@ -3,9 +3,8 @@
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
-use serde_json::Value;
 
-use super::TABLE;
+use super::{FAMILIES, TABLE};
 use crate::net::{Family, Transport};
 
 /// What a packet is to be asked for in each family.
@@ -47,7 +46,8 @@ const WORDS: [Words; 2] = [
     },
 ];
 
-const FAMILIES: [&str; 2] = ["bridge", "inet"];
+/// The counter that is made last.
+pub(super) const READY: &str = "ready";
 
 /// Elements of a set. The kernel makes a sized hash table at once, at 16 bytes for each.
 const MANY: u32 = 65_535;
@@ -251,6 +251,7 @@ pub(super) fn hooks() -> String {
             add("rule", &format!("{is} {to}jump seen{digit}"));
         }
     }
+    let _infallible = writeln!(text, "add counter inet {TABLE} {READY}");
     text
 }
 
@@ -274,13 +275,4 @@ pub(super) fn included(near: &[IpNet], published: &[(Transport, u16)]) -> String
         );
     }
     text
-}
-
-/// Whether the last of the rules stands.
-pub(super) fn are_complete(listing: &Value) -> bool {
-    let objects = listing["nftables"].as_array().into_iter().flatten();
-    let last = objects
-        .filter(|it| it["rule"]["chain"].as_str() == Some("output"))
-        .count();
-    last == WORDS.len() + 1
 }

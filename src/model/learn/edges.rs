@@ -33,6 +33,8 @@ pub struct PortEvidence {
     /// Names of containers at either end.
     pub from: BTreeSet<String>,
     pub to: BTreeSet<String>,
+    /// Of these nothing listened on the port.
+    pub deaf: BTreeSet<String>,
 }
 
 /// Edges by their ends.
@@ -47,12 +49,15 @@ impl Edges {
             End::Host | End::Outside => None,
         };
         let (from, to) = (name(&flow.from), name(&flow.to));
+        let is_deaf = lesson.observation.is_served(flow) == Some(false);
+        let deaf = to.clone().filter(|_| is_deaf);
         match self.0.entry(ends).or_default().entry(flow.ports) {
             std::collections::btree_map::Entry::Vacant(entry) => {
                 entry.insert(PortEvidence {
                     evidence: evidence.clone(),
                     from: from.into_iter().collect(),
                     to: to.into_iter().collect(),
+                    deaf: deaf.into_iter().collect(),
                 });
             }
             std::collections::btree_map::Entry::Occupied(mut entry) => {
@@ -60,6 +65,7 @@ impl Edges {
                 known.evidence.merge(evidence);
                 known.from.extend(from);
                 known.to.extend(to);
+                known.deaf.extend(deaf);
             }
         }
     }
@@ -208,8 +214,8 @@ impl PortEvidence {
         }
         match open {
             0 => {}
-            1 if *count == 0 => parts.push("SEEN ONCE, open already".to_owned()),
-            _ => parts.push(format!("{open} open already")),
+            1 if *count == 0 => parts.push("SEEN ONCE, as an open connection".to_owned()),
+            _ => parts.push(format!("{open} open when watching began")),
         }
         if count + open == 0 {
             parts.push(match answers {
@@ -225,6 +231,9 @@ impl PortEvidence {
         }
         if !self.to.is_empty() {
             parts.push(format!("to {}", containers(&self.to)));
+        }
+        if !self.deaf.is_empty() {
+            parts.push(format!("NOTHING LISTENS there in {}", containers(&self.deaf)));
         }
         if !by_way_of.is_empty() {
             let ports: Vec<String> = by_way_of.iter().map(ToString::to_string).collect();

@@ -143,6 +143,15 @@ impl Observation {
         self.served.entry(container.clone()).or_default().extend(ports);
     }
 
+    /// Whether something took what came to that port when it was last looked at; `None` where that is not known.
+    pub fn is_served(&self, flow: &Flow) -> Option<bool> {
+        let (End::Container(id), Ports::Transport(transport, range)) = (&flow.to, flow.ports) else {
+            return None;
+        };
+        let served = self.served.get(id).filter(|_| transport != Transport::Sctp)?;
+        Some(served.contains(&(transport, range.first)))
+    }
+
     /// Takes in a TCP connection that was open. Either end may tell of it, or both.
     pub fn take_open(&mut self, open: Open, when: When, grounds: Grounds<'_>, now: Timestamp) {
         let Open { client, server } = open;

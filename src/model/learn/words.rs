@@ -35,7 +35,7 @@ pub(super) fn scalar(name: &str) -> String {
 
 /// Text for a comment: on one line, printable, and not too long.
 pub(super) fn plain(text: &str) -> String {
-    const LONG: usize = 80;
+    const LONG: usize = 300;
     let shown: String = text.chars().take(LONG).flat_map(char::escape_default).collect();
     match text.chars().nth(LONG) {
         Some(_) => format!("{shown}..."),
@@ -117,6 +117,6 @@ mod tests {
             r#""a\"\\\x0a\xe9\u2028\U0001f600""#
         );
         assert_eq!(plain("x\n- { evil }\u{85}"), "x\\n- { evil }\\u{85}");
-        assert_eq!(plain(&"y".repeat(90)).len(), 83);
+        assert_eq!(plain(&"y".repeat(310)).len(), 303);
     }
 }
