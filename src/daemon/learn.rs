@@ -6,17 +6,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt as _};
 use ipnet::IpNet;
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::{Refusal, chain, host_addresses};
 use crate::docker::{Engine, EngineEvent, subscribe};
 use crate::inventory::{Container, ContainerId, Lifecycle, NetworkMode};
-use crate::kernel::observe::{Observer, Reading};
+use crate::kernel::observe::{ObserveError, Observer, Reading};
 use crate::kernel::privilege;
 use crate::kernel::sockets::{self, Connection, Extent, Sockets};
 use crate::model::learn::{Ground, Grounds, Lesson, Open, When};
@@ -27,10 +28,12 @@ use crate::settings::Settings;
 const PERIOD: Duration = Duration::from_secs(2);
 const SHARE: u32 = 20;
 /// What comes together with an event: a start makes several.
-const GATHER: Duration = Duration::from_millis(100);
+const GATHER: Duration = Duration::from_millis(20);
 /// An inspection waits for the start of its container.
 const INSPECT_PATIENCE: Duration = Duration::from_secs(2);
 const PARALLEL: usize = 8;
+/// Of one reading of the counters.
+const ATTEMPTS: u32 = 3;
 
 /// What `learn` has come to, for whoever waits.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +53,7 @@ pub async fn learn(
 ) -> Result<Lesson, Refusal> {
     privilege::require_net_admin()?;
     // Events first: what happens during the listing comes after it.
-    let mut events = subscribe(settings.docker_socket.clone());
+    let changes = changes(subscribe(settings.docker_socket.clone()));
     let engine = Engine::connect(&settings.docker_socket).await?;
     let mut watch = Watch::begin(engine).await?;
     let began = Instant::now();
@@ -60,7 +63,7 @@ pub async fn learn(
         let happened = tokio::select! {
             () = &mut end => break,
             () = tokio::time::sleep(pause) => Happened::Nothing,
-            happened = happened(&mut events) => happened,
+            () = changes.notified() => Happened::Change,
         };
         let reading = Instant::now();
         watch.turn(happened).await;
@@ -81,23 +84,29 @@ enum Happened {
     Change,
 }
 
-async fn happened(events: &mut mpsc::Receiver<EngineEvent>) -> Happened {
-    loop {
-        match events.recv().await {
-            // The stream is never given up; without one the timer is left.
-            None => std::future::pending().await,
-            Some(EngineEvent::Disconnected { .. }) => {}
-            Some(_) => break,
+/// Whether the counters could be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Read,
+    Unread,
+}
+
+/// Tells that something has changed, once for what comes together.
+fn changes(mut events: mpsc::Receiver<EngineEvent>) -> Arc<Notify> {
+    let changes = Arc::new(Notify::new());
+    let told = Arc::clone(&changes);
+    // Ends with the stream, which ends with the runtime.
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            if matches!(event, EngineEvent::Disconnected { .. }) {
+                continue;
+            }
+            tokio::time::sleep(GATHER).await;
+            while events.try_recv().is_ok() {}
+            told.notify_one();
         }
-    }
-    let gathered = tokio::time::sleep(GATHER);
-    tokio::pin!(gathered);
-    loop {
-        tokio::select! {
-            () = &mut gathered => return Happened::Change,
-            event = events.recv() => if event.is_none() { return Happened::Change },
-        }
-    }
+    });
+    changes
 }
 
 struct Watch {
@@ -131,7 +140,7 @@ impl Watch {
     }
 
     /// Reads the counters, then the engine where something has changed.
-    async fn turn(&mut self, happened: Happened) {
+    async fn turn(&mut self, happened: Happened) -> Outcome {
         let reading = self.read().await;
         let ground = match happened {
             Happened::Nothing => None,
@@ -147,9 +156,13 @@ impl Watch {
             },
         };
         let ground = ground.unwrap_or_else(|| self.ground.clone());
-        if let Some(reading) = reading {
-            self.take(&reading, &ground);
-        }
+        let outcome = match reading {
+            Some(reading) => {
+                self.take(&reading, &ground);
+                Outcome::Read
+            }
+            None => Outcome::Unread,
+        };
         self.ground = ground;
         let (near, published) = self.near();
         if let Some(observer) = &mut self.observer
@@ -158,10 +171,13 @@ impl Watch {
             // The next reading makes them anew.
             self.observer = None;
         }
+        outcome
     }
 
     async fn end(mut self) -> Lesson {
-        self.turn(Happened::Change).await;
+        if self.turn(Happened::Change).await == Outcome::Unread {
+            self.remark("INCOMPLETE: the last counters could not be read".to_owned());
+        }
         self.sample(When::After).await;
         if let Some(observer) = self.observer.take() {
             observer.end().await;
@@ -171,17 +187,25 @@ impl Watch {
         self.lesson
     }
 
-    /// The counters. Tables that somebody removed are made again; what was counted since the last reading is lost.
+    /// The counters. Tables that are gone are made again; what was counted since the last reading is lost.
     async fn read(&mut self) -> Option<Reading> {
-        if let Some(observer) = &self.observer {
+        for attempt in 1..=ATTEMPTS {
+            let Some(observer) = &self.observer else { break };
             match observer.read().await {
                 Ok(reading) => return Some(reading),
-                Err(error) => {
+                Err(ObserveError::Gone) => {
+                    self.remark("INCOMPLETE: the counting tables were gone for some seconds".to_owned());
+                    break;
+                }
+                Err(error) if attempt == ATTEMPTS => {
                     self.remark(format!(
-                        "INCOMPLETE: the counting tables were gone for some seconds ({})",
+                        "the counters could not be read at one time ({})",
                         chain(&error)
                     ));
+                    // They go on counting.
+                    return None;
                 }
+                Err(_) => tokio::time::sleep(GATHER).await,
             }
         }
         if let Some(observer) = self.observer.take() {
@@ -202,7 +226,7 @@ impl Watch {
     /// Asks the engine for everything; containers that were there before stay known.
     async fn list(&mut self) -> Result<Ground, Refusal> {
         let listing = self.engine.list().await?;
-        let ground = Ground::new(&listing.containers, host_addresses());
+        let ground = Ground::new(&listing.containers, &listing.networks, host_addresses());
         // Who is gone runs no more, and keeps what it was attached to.
         for container in self.lesson.containers.values_mut() {
             container.lifecycle = Lifecycle::Stopped;

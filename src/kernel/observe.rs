@@ -253,6 +253,8 @@ async fn listed(program: &Path) -> Result<Vec<Value>, ObserveError> {
         .args(["-j", "-n"])
         .arg(commands.join("; "))
         .env("LC_ALL", "C")
+        // A signal of the terminal ends the watching, not the reading.
+        .process_group(0)
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();

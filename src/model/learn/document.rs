@@ -244,7 +244,7 @@ pub fn remarks(lesson: &Lesson) -> Vec<String> {
     }
     if ignored.contested > 0 {
         lines.push(format!(
-            "INCOMPLETE: {} packets of addresses that changed hands just then, or that several containers claim.",
+            "INCOMPLETE: {} packets of container addresses whose owner could not be told: it came or went just then.",
             ignored.contested
         ));
     }

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::End;
-use crate::inventory::{Container, ContainerId, NetworkMode, Published};
+use crate::inventory::{Container, ContainerId, Network, NetworkKind, NetworkMode, Published};
 use crate::net::{Family, PortRange};
 use crate::policy::Ports;
 
@@ -14,6 +16,8 @@ pub struct Ground {
     /// Containers that have the address: more than one where it is contested.
     addresses: BTreeMap<IpAddr, BTreeSet<ContainerId>>,
     host: BTreeSet<IpAddr>,
+    /// Of the engine's bridges: who is there and unknown is somebody, but not the world.
+    subnets: BTreeSet<IpNet>,
     published: BTreeMap<Published, BTreeSet<ContainerId>>,
 }
 
@@ -23,6 +27,8 @@ pub(super) enum Owner {
     End(End),
     /// Several claim it.
     Contested,
+    /// A container's that nobody knows: it came or went just then.
+    Unknown,
     /// It says nothing about who has it.
     Nobody,
 }
@@ -31,10 +37,16 @@ impl Ground {
     /// As the engine and the host's interfaces tell it.
     pub fn new<'c>(
         containers: impl IntoIterator<Item = &'c Container>,
+        networks: impl IntoIterator<Item = &'c Network>,
         host: impl IntoIterator<Item = IpAddr>,
     ) -> Self {
         let mut ground = Self {
             host: host.into_iter().collect(),
+            subnets: networks
+                .into_iter()
+                .filter(|network| matches!(network.kind, NetworkKind::Bridge(_)))
+                .flat_map(|network| network.subnets.iter().copied())
+                .collect(),
             ..Self::default()
         };
         for container in containers {
@@ -80,6 +92,9 @@ impl Ground {
             IpAddr::V4(address) => address.is_link_local(),
             IpAddr::V6(address) => address.is_unicast_link_local(),
         };
+        if self.subnets.iter().any(|subnet| subnet.contains(&address)) {
+            return Owner::Unknown;
+        }
         match is_link_local || address.is_unspecified() || address.is_multicast() {
             true => Owner::Nobody,
             false => Owner::End(End::Outside),
@@ -126,6 +141,8 @@ impl Grounds<'_> {
         match (is_containers(&before), is_containers(&after)) {
             (true, true) if before != after => Owner::Contested,
             (true, _) => before,
+            // A network may have come with it.
+            (false, false) if before == Owner::Unknown => before,
             (false, _) => after,
         }
     }

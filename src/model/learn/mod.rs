@@ -207,7 +207,8 @@ pub struct Ignored {
     pub multicast: u64,
     /// Contacts from addresses on a bridge that are no container's.
     pub foreign: u64,
-    /// Contacts of addresses whose owner cannot be told: they changed hands at that time, or several claim them.
+    /// Contacts of addresses of the engine's networks whose owner cannot be told: they changed hands at that time, belonged to a
+    /// container that came and went too fast, or several claim them.
     pub contested: u64,
     /// Contacts that did not fit into the kernel's sets: some flows may be missing.
     pub lost: u64,

@@ -237,8 +237,8 @@ impl Observation {
     fn judged(&mut self, place: Place, from: Owner, to: Owner, count: u64) -> Option<(End, End)> {
         match (place, from, to) {
             // Whatever a container sends is seen where it comes in.
-            (Place::Routed, Owner::End(End::Container(_)) | Owner::Contested, _) => None,
-            (_, Owner::Contested, _) | (_, _, Owner::Contested) => {
+            (Place::Routed, Owner::End(End::Container(_)) | Owner::Contested | Owner::Unknown, _) => None,
+            (_, Owner::Contested | Owner::Unknown, _) | (_, _, Owner::Contested | Owner::Unknown) => {
                 self.ignored.contested += count;
                 None
             }

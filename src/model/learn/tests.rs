@@ -76,7 +76,7 @@ impl Class {
     fn new(containers: Vec<Container>) -> Self {
         let host = [GATEWAY, "198.51.100.1"].map(|it| it.parse().unwrap());
         Self {
-            ground: Ground::new(&containers, host),
+            ground: Ground::new(&containers, &[network()], host),
             lesson: Lesson {
                 containers: containers.into_iter().map(|it| (it.id.clone(), it)).collect(),
                 networks: BTreeMap::from([(network().id, network())]),
@@ -428,11 +428,16 @@ fn what_is_nobodys_is_no_flow() {
 
 #[test]
 fn an_address_that_changes_hands_is_nobodys() {
-    let before = Ground::new(&[container(1, "one", None), container(2, "two", None)], []);
+    let networks = [network()];
+    let before = Ground::new(
+        &[container(1, "one", None), container(2, "two", None)],
+        &networks,
+        [],
+    );
     let mut other = container(1, "other", None);
     other.id = id(9);
-    let after = Ground::new(&[other, container(2, "two", None)], []);
-    let gone = Ground::new(&[container(2, "two", None)], []);
+    let after = Ground::new(&[other, container(2, "two", None)], &networks, []);
+    let gone = Ground::new(&[container(2, "two", None)], &networks, []);
     let flows = |before: &Ground, after: &Ground| {
         let mut observation = Observation::default();
         observation.take(
@@ -446,6 +451,7 @@ fn an_address_that_changes_hands_is_nobodys() {
         (settled.flows.len(), settled.ignored.contested)
     };
     assert_eq!(flows(&before, &after), (0, 1));
+    assert_eq!(flows(&gone, &gone), (0, 1), "nobody ever knew it");
     assert_eq!(flows(&before, &gone), (1, 0), "it has just ended");
     assert_eq!(flows(&gone, &after), (1, 0), "it has just come");
 }
