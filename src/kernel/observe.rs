@@ -267,7 +267,11 @@ async fn listed(program: &Path) -> Result<Vec<Value>, ObserveError> {
             source,
         })?;
     if !output.status.success() {
-        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(match said.contains("No such file or directory") {
+            true => ObserveError::Gone,
+            false => failed(said.lines().next().unwrap_or_default().to_owned()),
+        });
     }
     // A document for each command.
     let documents = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();

@@ -195,10 +195,7 @@ fn either(family: &str, Words { digit, ip, .. }: &Words) -> Vec<String> {
     }
     let answer =
         format!("update @answer{digit} {{ {ip} daddr . {ip} saddr . meta l4proto . th sport }} return");
-    let back = format!("{ip} daddr . {ip} saddr . meta l4proto");
     let mut rules = vec![
-        format!("{back} . th sport @pair{digit} return"),
-        format!("{back} . th dport . th sport @unclear{digit} return"),
         format!("th dport < 1024 th sport >= 1024 goto new{digit}"),
         format!("th dport < 32768 th sport >= 32768 goto new{digit}"),
     ];
@@ -211,6 +208,10 @@ fn either(family: &str, Words { digit, ip, .. }: &Words) -> Vec<String> {
         rules.push(format!("{answers} {answer}"));
         rules.push(format!("{answers} counter name lost return"));
     }
+    // The first one decides. A look into a set with counters counts, too: of these the answers are among the number.
+    rules.push(format!(
+        "{ip} daddr . {ip} saddr . meta l4proto . th dport . th sport @unclear{digit} return"
+    ));
     rules.push(format!(
         "update @unclear{digit} {{ {ip} saddr . {ip} daddr . meta l4proto . th sport . th dport }} return"
     ));
