@@ -27,6 +27,7 @@ use super::flows::{FlowLog, FlowsAnswer};
 use super::status::Status;
 use crate::kernel::elements::Elements;
 use crate::model::Unmanaged;
+use crate::plan::ruleset::TableFamily;
 use crate::policy::{self, SourceFile};
 
 /// A request is a few words.
@@ -178,7 +179,11 @@ impl Told {
                 let policy = Arc::clone(&self.policy.borrow());
                 policy.answer()
             }
-            Request::Flows { after } => Answer::Flows(Box::new(self.flows.after(after))),
+            Request::Flows { after } => {
+                let mut answer = self.flows.after(after);
+                answer.missed.unlogged_packets = unlogged().await;
+                Answer::Flows(Box::new(answer))
+            }
         }
     }
 }
@@ -364,6 +369,29 @@ async fn completed(status: Arc<Status>) -> Answer {
         Ok(Ok(status)) => Answer::Status(Box::new(status)),
         Ok(Err(error)) => Answer::Error(format!("cannot read the kernel's rules: {error}")),
         Err(error) => Answer::Error(format!("the request failed: {error}")),
+    }
+}
+
+/// Packets that the rules counted and did not log; 0 where the kernel cannot be asked, or there are no rules.
+async fn unlogged() -> u64 {
+    let read = || {
+        let mut elements = Elements::open()?;
+        let mut packets = 0;
+        for (table, name) in [
+            (TableFamily::Inet, "unlogged"),
+            (TableFamily::Bridge, "unlogged_frames"),
+        ] {
+            packets += elements.counter(table, &name.into())?.map_or(0, |it| it.packets);
+        }
+        Ok::<_, crate::kernel::elements::ElementsError>(packets)
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(packets)) => packets,
+        Ok(Err(error)) => {
+            debug!(%error, "what was not logged is not known");
+            0
+        }
+        Err(_) => 0,
     }
 }
 
