@@ -87,7 +87,11 @@ pub(super) fn run(args: LearnArgs) -> Result<ExitCode, Refusal> {
         None => {
             let layout = match (&args.segment, &target) {
                 (None, Target::Directory(_)) => Layout::Projects,
-                (segment, _) => Layout::One(segment.clone()),
+                (Some(segment), _) => Layout::One(Some(segment.clone())),
+                (None, _) => Layout::One(match args.project.as_slice() {
+                    [only] => only.parse().ok(),
+                    _ => None,
+                }),
             };
             whole(&lesson, &documents(&lesson, &scope, &layout), &target, args.json)
         }

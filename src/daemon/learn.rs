@@ -72,6 +72,11 @@ pub async fn learn(
             lesson: &watch.lesson,
             elapsed: began.elapsed(),
         });
+        // However fast containers come and go, half of the time at most is spent on reading.
+        tokio::select! {
+            () = &mut end => break,
+            () = tokio::time::sleep(reading.elapsed()) => {}
+        }
     }
     Ok(watch.end().await)
 }
@@ -383,6 +388,10 @@ fn open(
 ) -> Option<Open> {
     let Connection { local, remote } = *connection;
     if local.ip().is_loopback() || grounds.container(local.ip()).as_ref() != Some(id) {
+        return None;
+    }
+    // Its own address is no way out.
+    if grounds.container(remote.ip()).as_ref() == Some(id) {
         return None;
     }
     let inbound = Open {

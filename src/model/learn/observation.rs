@@ -295,6 +295,10 @@ impl Observation {
             !is_proxy
         });
         for (flow, evidence) in &mut flows {
+            let by_answers_alone = evidence.count + evidence.open == 0;
+            if by_answers_alone && self.is_served(flow) == Some(false) {
+                evidence.direction = Direction::Likely;
+            }
             evidence.addresses.more |=
                 self.samples_are_cut && [&flow.from, &flow.to].contains(&&End::Outside);
         }
