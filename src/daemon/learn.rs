@@ -4,8 +4,10 @@
 //! counters are read every other second and whenever a container comes or goes, each time before the engine is asked anew:
 //! so what was counted is held against the addresses as they were.
 
+mod open;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,13 +16,14 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc};
 
+use self::open::{namespace, open};
 use super::{Refusal, chain, host_addresses};
 use crate::docker::{Engine, EngineEvent, subscribe};
 use crate::inventory::{Container, ContainerId, Lifecycle, NetworkMode};
 use crate::kernel::observe::{ObserveError, Observer, Reading};
 use crate::kernel::privilege;
-use crate::kernel::sockets::{self, Connection, Extent, Sockets};
-use crate::model::learn::{Ground, Grounds, Lesson, Open, When};
+use crate::kernel::sockets::{self, Extent, Sockets};
+use crate::model::learn::{Ground, Grounds, Lesson, When};
 use crate::net::Transport;
 use crate::settings::Settings;
 
@@ -371,54 +374,5 @@ impl Watch {
         if self.remarks.len() < 20 {
             self.remarks.insert(remark);
         }
-    }
-}
-
-fn namespace(process: &str) -> Option<std::path::PathBuf> {
-    std::fs::read_link(format!("/proc/{process}/ns/net")).ok()
-}
-
-/// A container's connection as client and server; `None` for what stays within it, and where neither side tells.
-fn open(
-    id: &ContainerId,
-    sockets: &Sockets,
-    connection: &Connection,
-    all: &BTreeMap<ContainerId, Sockets>,
-    grounds: Grounds<'_>,
-) -> Option<Open> {
-    let Connection { local, remote } = *connection;
-    if local.ip().is_loopback() || grounds.container(local.ip()).as_ref() != Some(id) {
-        return None;
-    }
-    // Its own address is no way out.
-    if grounds.container(remote.ip()).as_ref() == Some(id) {
-        return None;
-    }
-    let inbound = Open {
-        client: remote,
-        server: local,
-    };
-    let outbound = Open {
-        client: local,
-        server: remote,
-    };
-    if sockets.accepted(connection) {
-        return Some(inbound);
-    }
-    let theirs = grounds.container(remote.ip()).and_then(|other| all.get(&other));
-    let mirrored = Connection {
-        local: remote,
-        remote: local,
-    };
-    if theirs.is_some_and(|it| it.accepted(&mirrored)) {
-        return Some(outbound);
-    }
-    // Nobody listens any more: only the one who dialled has a port from the range for that.
-    let is_ephemeral = |address: SocketAddr| address.port() >= 32_768;
-    match (is_ephemeral(local), is_ephemeral(remote)) {
-        (true, false) => Some(outbound),
-        (false, true) => Some(inbound),
-        // A container that listens nowhere there has dialled.
-        _ => theirs.is_none().then_some(outbound),
     }
 }
