@@ -8,7 +8,7 @@ mod open;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt as _};
@@ -23,7 +23,7 @@ use crate::inventory::{Container, ContainerId, Lifecycle, NetworkMode};
 use crate::kernel::observe::{ObserveError, Observer, Reading};
 use crate::kernel::privilege;
 use crate::kernel::sockets::{self, Extent, Sockets};
-use crate::model::learn::{Ground, Grounds, Lesson, When};
+use crate::model::learn::{Ground, Grounds, Handover, Lesson, When};
 use crate::net::Transport;
 use crate::settings::Settings;
 
@@ -32,6 +32,10 @@ const PERIOD: Duration = Duration::from_secs(2);
 const SHARE: u32 = 20;
 /// What comes together with an event: a start makes several.
 const GATHER: Duration = Duration::from_millis(20);
+/// Who comes with the address of one who has just gone has sent nothing yet, when the counters are read so soon.
+const PROMPT: Duration = Duration::from_millis(150);
+/// What a listing waits for containers that start: everything else is there in milliseconds.
+const GLANCE: Duration = Duration::from_millis(50);
 /// An inspection waits for the start of its container.
 const INSPECT_PATIENCE: Duration = Duration::from_secs(2);
 const PARALLEL: usize = 8;
@@ -56,7 +60,7 @@ pub async fn learn(
 ) -> Result<Lesson, Refusal> {
     privilege::require_net_admin()?;
     // Events first: what happens during the listing comes after it.
-    let changes = changes(subscribe(settings.docker_socket.clone()));
+    let changes = Changes::follow(subscribe(settings.docker_socket.clone()));
     let engine = Engine::connect(&settings.docker_socket).await?;
     let mut watch = Watch::begin(engine).await?;
     let began = Instant::now();
@@ -66,11 +70,10 @@ pub async fn learn(
         let happened = tokio::select! {
             () = &mut end => break,
             () = tokio::time::sleep(pause) => Happened::Nothing,
-            () = changes.notified() => Happened::Change,
+            since = changes.next() => Happened::Change { since },
         };
-        let reading = Instant::now();
         watch.turn(happened).await;
-        pause = PERIOD.max(reading.elapsed().saturating_mul(SHARE));
+        pause = PERIOD.max(watch.took.saturating_mul(SHARE));
         progress(Progress {
             lesson: &watch.lesson,
             elapsed: began.elapsed(),
@@ -78,7 +81,7 @@ pub async fn learn(
         // However fast containers come and go, half of the time at most is spent on reading.
         tokio::select! {
             () = &mut end => break,
-            () = tokio::time::sleep(reading.elapsed()) => {}
+            () = tokio::time::sleep(watch.took) => {}
         }
     }
     Ok(watch.end().await)
@@ -89,7 +92,9 @@ pub async fn learn(
 enum Happened {
     Nothing,
     /// Containers or networks are no longer what they were.
-    Change,
+    Change {
+        since: Instant,
+    },
 }
 
 /// Whether the counters could be read.
@@ -99,22 +104,44 @@ enum Outcome {
     Unread,
 }
 
-/// Tells that something has changed, once for what comes together.
-fn changes(mut events: mpsc::Receiver<EngineEvent>) -> Arc<Notify> {
-    let changes = Arc::new(Notify::new());
-    let told = Arc::clone(&changes);
-    // Ends with the stream, which ends with the runtime.
-    tokio::spawn(async move {
-        while let Some(event) = events.recv().await {
-            if matches!(event, EngineEvent::Disconnected { .. }) {
-                continue;
+/// That something has changed, once for what comes together.
+#[derive(Debug, Default)]
+struct Changes {
+    told: Notify,
+    first: Mutex<Option<Instant>>,
+}
+
+impl Changes {
+    fn follow(mut events: mpsc::Receiver<EngineEvent>) -> Arc<Self> {
+        let changes = Arc::new(Self::default());
+        let told = Arc::clone(&changes);
+        // Ends with the stream, which ends with the runtime.
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if !matches!(event, EngineEvent::Disconnected { .. }) {
+                    told.first().get_or_insert_with(Instant::now);
+                    tokio::time::sleep(GATHER).await;
+                    while events.try_recv().is_ok() {}
+                    told.told.notify_one();
+                }
             }
-            tokio::time::sleep(GATHER).await;
-            while events.try_recv().is_ok() {}
-            told.notify_one();
+        });
+        changes
+    }
+
+    /// When the first of those that nobody was told of happened.
+    async fn next(&self) -> Instant {
+        loop {
+            self.told.notified().await;
+            if let Some(first) = self.first().take() {
+                return first;
+            }
         }
-    });
-    changes
+    }
+
+    fn first(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct Watch {
@@ -123,6 +150,8 @@ struct Watch {
     observer: Option<Observer>,
     ground: Ground,
     before: Reading,
+    /// How long the last reading took.
+    took: Duration,
     lesson: Lesson,
     remarks: BTreeSet<String>,
 }
@@ -134,13 +163,14 @@ impl Watch {
             observer: None,
             ground: Ground::default(),
             before: Reading::default(),
+            took: Duration::ZERO,
             lesson: Lesson {
                 began: Timestamp::now(),
                 ..Lesson::default()
             },
             remarks: BTreeSet::new(),
         };
-        watch.ground = watch.list().await?;
+        watch.ground = watch.list(INSPECT_PATIENCE).await?;
         let (near, published) = watch.near();
         watch.observer = Some(Observer::begin(&near, &published).await?);
         watch.sample(When::Before).await;
@@ -149,10 +179,16 @@ impl Watch {
 
     /// Reads the counters, then the engine where something has changed.
     async fn turn(&mut self, happened: Happened) -> Outcome {
+        let begun = Instant::now();
         let reading = self.read().await;
+        self.took = begun.elapsed();
+        let is_prompt = match happened {
+            Happened::Nothing => true,
+            Happened::Change { since } => since.elapsed() < PROMPT,
+        };
         let ground = match happened {
             Happened::Nothing => None,
-            Happened::Change => match self.list().await {
+            Happened::Change { .. } => match self.list(GLANCE).await {
                 Ok(ground) => Some(ground),
                 Err(error) => {
                     self.remark(format!(
@@ -166,7 +202,7 @@ impl Watch {
         let ground = ground.unwrap_or_else(|| self.ground.clone());
         let outcome = match reading {
             Some(reading) => {
-                self.take(&reading, &ground);
+                self.take(&reading, &ground, is_prompt);
                 Outcome::Read
             }
             None => Outcome::Unread,
@@ -183,7 +219,13 @@ impl Watch {
     }
 
     async fn end(mut self) -> Lesson {
-        if self.turn(Happened::Change).await == Outcome::Unread {
+        if self
+            .turn(Happened::Change {
+                since: Instant::now(),
+            })
+            .await
+            == Outcome::Unread
+        {
             self.remark("INCOMPLETE: the last counters could not be read".to_owned());
         }
         self.sample(When::After).await;
@@ -232,8 +274,8 @@ impl Watch {
     }
 
     /// Asks the engine for everything; containers that were there before stay known.
-    async fn list(&mut self) -> Result<Ground, Refusal> {
-        let listing = self.engine.list().await?;
+    async fn list(&mut self, patience: Duration) -> Result<Ground, Refusal> {
+        let listing = self.engine.list_within(patience).await?;
         let ground = Ground::new(&listing.containers, &listing.networks, host_addresses());
         // Who is gone runs no more, and keeps what it was attached to.
         for container in self.lesson.containers.values_mut() {
@@ -271,11 +313,15 @@ impl Watch {
         (subnets.copied().chain(host).collect(), published.collect())
     }
 
-    fn take(&mut self, reading: &Reading, ground: &Ground) {
+    fn take(&mut self, reading: &Reading, ground: &Ground, is_prompt: bool) {
         let now = Timestamp::now();
         let grounds = Grounds {
             before: &self.ground,
             after: ground,
+            handover: match is_prompt {
+                true => Handover::Later,
+                false => Handover::Meanwhile,
+            },
         };
         let observation = &mut self.lesson.observation;
         for ((place, contact), count) in &reading.contacts {
@@ -300,10 +346,7 @@ impl Watch {
         let now = Timestamp::now();
         let read = self.sockets().await;
         let observation = &mut self.lesson.observation;
-        let grounds = Grounds {
-            before: &self.ground,
-            after: &self.ground,
-        };
+        let grounds = Grounds::still(&self.ground);
         let mut is_cut = false;
         for (id, sockets) in &read {
             is_cut |= sockets.extent == Extent::Cut;

@@ -96,10 +96,7 @@ mod tests {
     #[test]
     fn whoever_listens_was_dialled() {
         let ground = Ground::new(&[container(2), container(3)], &[], []);
-        let grounds = Grounds {
-            before: &ground,
-            after: &ground,
-        };
+        let grounds = Grounds::still(&ground);
         let found = |listens: [&[&str]; 2], local: &str, remote: &str| {
             let all: BTreeMap<ContainerId, Sockets> = [2, 3]
                 .map(|number: u8| ContainerId(number.to_string()))

@@ -131,15 +131,35 @@ impl Ground {
 pub struct Grounds<'a> {
     pub before: &'a Ground,
     pub after: &'a Ground,
+    /// When an address that had one owner before and another after changed hands.
+    pub handover: Handover,
 }
 
-impl Grounds<'_> {
-    /// Who had the address: an address that changed hands meanwhile is contested.
+/// When addresses changed hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handover {
+    /// While it was counted: whose it was cannot be told.
+    Meanwhile,
+    /// After that.
+    Later,
+}
+
+impl<'a> Grounds<'a> {
+    /// Nothing changed.
+    pub fn still(ground: &'a Ground) -> Self {
+        Self {
+            before: ground,
+            after: ground,
+            handover: Handover::Later,
+        }
+    }
+
+    /// Who had the address.
     pub(super) fn owner(&self, address: IpAddr) -> Owner {
         let (before, after) = (self.before.owner(address), self.after.owner(address));
         let is_containers = |owner: &Owner| matches!(owner, Owner::End(End::Container(_)) | Owner::Contested);
         match (is_containers(&before), is_containers(&after)) {
-            (true, true) if before != after => Owner::Contested,
+            (true, true) if before != after && self.handover == Handover::Meanwhile => Owner::Contested,
             (true, _) => before,
             // A network may have come with it.
             (false, false) if before == Owner::Unknown => before,

@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 
 pub use self::edges::{LearnedEdge, PortEvidence};
-pub use self::ground::{Ground, Grounds};
+pub use self::ground::{Ground, Grounds, Handover};
 pub use self::groups::Layout;
 pub use self::observation::{Observation, Open, When};
 use crate::inventory::{Container, ContainerId, Network, NetworkId};

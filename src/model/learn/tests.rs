@@ -89,20 +89,14 @@ impl Class {
     }
 
     fn see(&mut self, place: Place, contact: Contact, count: u64, second: i64) {
-        let grounds = Grounds {
-            before: &self.ground,
-            after: &self.ground,
-        };
+        let grounds = Grounds::still(&self.ground);
         self.lesson
             .observation
             .take(place, &contact, count, grounds, at(second));
     }
 
     fn open(&mut self, client: &str, server: &str, when: When) {
-        let grounds = Grounds {
-            before: &self.ground,
-            after: &self.ground,
-        };
+        let grounds = Grounds::still(&self.ground);
         let open = Open {
             client: client.parse().unwrap(),
             server: server.parse().unwrap(),
@@ -439,22 +433,28 @@ fn an_address_that_changes_hands_is_nobodys() {
     other.id = id(9);
     let after = Ground::new(&[other, container(2, "two", None)], &networks, []);
     let gone = Ground::new(&[container(2, "two", None)], &networks, []);
-    let flows = |before: &Ground, after: &Ground| {
+    let flows = |before: &Ground, after: &Ground, handover| {
         let mut observation = Observation::default();
         observation.take(
             Place::Bridge,
             &pair(1, 2, tcp(1)),
             1,
-            Grounds { before, after },
+            Grounds {
+                before,
+                after,
+                handover,
+            },
             at(1),
         );
         let settled = observation.settle();
         (settled.flows.len(), settled.ignored.contested)
     };
-    assert_eq!(flows(&before, &after), (0, 1));
-    assert_eq!(flows(&gone, &gone), (0, 1), "nobody ever knew it");
-    assert_eq!(flows(&before, &gone), (1, 0), "it has just ended");
-    assert_eq!(flows(&gone, &after), (1, 0), "it has just come");
+    use Handover::{Later, Meanwhile};
+    assert_eq!(flows(&before, &after, Meanwhile), (0, 1));
+    assert_eq!(flows(&before, &after, Later), (1, 0), "of the one before");
+    assert_eq!(flows(&gone, &gone, Meanwhile), (0, 1), "nobody ever knew it");
+    assert_eq!(flows(&before, &gone, Meanwhile), (1, 0), "it has just ended");
+    assert_eq!(flows(&gone, &after, Meanwhile), (1, 0), "it has just come");
 }
 
 #[test]
