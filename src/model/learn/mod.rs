@@ -51,7 +51,7 @@ pub enum Contact {
         from: IpAddr,
         ports: Ports,
     },
-    /// One of the addresses of an [`Contact::Out`]; only so many are kept.
+    /// One of the addresses of a [`Contact::Out`]; only so many are kept.
     Far {
         from: IpAddr,
         ports: Ports,
@@ -62,7 +62,7 @@ pub enum Contact {
         to: IpAddr,
         ports: Ports,
     },
-    /// One of the addresses of an [`Contact::In`]; only so many are kept.
+    /// One of the addresses of a [`Contact::In`]; only so many are kept.
     Who {
         to: IpAddr,
         ports: Ports,
