@@ -57,7 +57,7 @@ fn pattern(text: &str) -> Result<GlobMatcher, String> {
         .map_err(|error| error.to_string())
 }
 
-fn moment(text: &str) -> Result<Timestamp, String> {
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     if let Ok(ago) = text.parse::<SignedDuration>() {
         return Timestamp::now()
             .checked_sub(ago.abs())
@@ -92,7 +92,7 @@ async fn show(args: &FlowsArgs) -> Result<ExitCode, Refusal> {
                 sleep(PAUSE).await;
                 continue;
             }
-            Err(error) => return Ok(no_daemon(&args.control, &error)),
+            Err(error) => return Ok(no_daemon(&args.control.control_socket, &error)),
         };
         // Another daemon counts anew.
         if since.is_some_and(|since| since != answer.since) {

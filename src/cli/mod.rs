@@ -18,7 +18,7 @@ mod status;
 pub mod test;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -106,10 +106,10 @@ struct ControlArgs {
 const NO_DAEMON: u8 = 3;
 
 /// Says so.
-fn no_daemon(control: &ControlArgs, error: &io::Error) -> ExitCode {
+fn no_daemon(socket: &Path, error: &io::Error) -> ExitCode {
     eprintln!(
         "cofferdam: no daemon answers at {} ({error}): rules that it left stand as they are",
-        control.control_socket.display()
+        socket.display()
     );
     ExitCode::from(NO_DAEMON)
 }

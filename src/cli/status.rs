@@ -1,6 +1,7 @@
 //! `cofferdam status`: what is in force.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -9,7 +10,6 @@ use jiff::Timestamp;
 use super::{ControlArgs, block_on, no_daemon, print_json, print_text};
 use crate::daemon::Refusal;
 use crate::daemon::control::{Answer, Request, ask};
-use crate::daemon::metrics;
 use crate::daemon::status::{State, Status};
 
 #[derive(Debug, Args)]
@@ -30,18 +30,18 @@ pub(super) struct StatusArgs {
 pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, Refusal> {
     let status = match block_on(async { Ok(ask(&args.control.control_socket, Request::Status).await) })? {
         Ok(Answer::Status(status)) => status,
-        Ok(Answer::Policy(_) | Answer::Flows(_)) => {
+        Ok(Answer::Policy(_) | Answer::Flows(_) | Answer::Metrics(_)) => {
             return Err(Refusal::system("read the status", "the answer is none"));
         }
         Ok(Answer::Error(message)) => return Err(Refusal::system("read the status", message)),
         Err(error) => {
-            return Ok(no_daemon(&args.control, &error));
+            return Ok(no_daemon(&args.control.control_socket, &error));
         }
     };
     if args.json {
         print_json(&status)?
     } else if args.metrics {
-        print_text(&metrics::text(&status))?
+        print_text(&metrics(&args.control.control_socket)?)?
     } else {
         print_text(&text(&status, Timestamp::now()))?
     }
@@ -50,6 +50,15 @@ pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, Refusal> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn metrics(socket: &Path) -> Result<String, Refusal> {
+    match block_on(async { Ok(ask(socket, Request::Metrics).await) })? {
+        Ok(Answer::Metrics(text)) => Ok(text),
+        Ok(Answer::Error(message)) => Err(Refusal::system("read the metrics", message)),
+        Ok(_) => Err(Refusal::system("read the metrics", "the answer has none")),
+        Err(error) => Err(Refusal::system("read the metrics", error)),
+    }
 }
 
 fn text(status: &Status, now: Timestamp) -> String {

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 
 use self::open::{namespace, open};
 use super::{Refusal, chain, host_addresses};
-use crate::docker::{Engine, EngineEvent, subscribe};
+use crate::docker::{Arrived, Engine, EngineEvent, subscribe};
 use crate::inventory::{Container, ContainerId, Lifecycle, NetworkMode};
 use crate::kernel::observe::{ObserveError, Observer, Reading};
 use crate::kernel::privilege;
@@ -112,14 +112,14 @@ struct Changes {
 }
 
 impl Changes {
-    fn follow(mut events: mpsc::Receiver<EngineEvent>) -> Arc<Self> {
+    fn follow(mut events: mpsc::Receiver<Arrived>) -> Arc<Self> {
         let changes = Arc::new(Self::default());
         let told = Arc::clone(&changes);
         // Ends with the stream, which ends with the runtime.
         tokio::spawn(async move {
-            while let Some(event) = events.recv().await {
+            while let Some(Arrived { event, at }) = events.recv().await {
                 if !matches!(event, EngineEvent::Disconnected { .. }) {
-                    told.first().get_or_insert_with(Instant::now);
+                    told.first().get_or_insert(at);
                     tokio::time::sleep(GATHER).await;
                     while events.try_recv().is_ok() {}
                     told.told.notify_one();

@@ -13,6 +13,8 @@ use crate::figure::Figure;
 use crate::shop::{Container, DECLARED, POLICY, Shop, Spec, UNDECLARED, closed};
 
 const NETWORK: &str = "shop_default";
+/// How often every port is tried: long enough for what the first moment costs not to be all of it.
+const TIMES: u32 = 10;
 /// From the packet to the record.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -39,6 +41,7 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     figures.push(scene.audited().await?);
     figures.push(scene.forged().await?);
     figures.push(scene.gone().await?);
+    figures.push(scene.drawn().await?);
     figures.push(scene.scan().await?);
     Ok(closed(scene.shop, "flows", figures).await)
 }
@@ -303,6 +306,35 @@ impl Scene {
         })
     }
 
+    /// `graph --live` shows what is declared, and what was tried in red.
+    async fn drawn(&self) -> anyhow::Result<Figure> {
+        let (live, _) = self.shop.daemon.asked(&["graph", "--live"]).await?;
+        let (lately, _) = self
+            .shop
+            .daemon
+            .asked(&["graph", "--live", "--since", "0s"])
+            .await?;
+        let missing = [
+            "\"shop/client\" -> \"shop/server\" [label=\"8080, 8080/udp, icmp\"]",
+            "\"shop/client\" -> \"shop/server\" [label=\"7777, 9090, 9090/udp (2002 times)\", color=\"#cc2222\"",
+            "color=\"#d08000\"",
+        ]
+        .into_iter()
+        .find(|part| !live.contains(part));
+        let failed = match missing {
+            Some(part) => Some(format!("{part} is missing from {live}")),
+            None => lately
+                .contains("#cc2222")
+                .then(|| format!("what is old is drawn: {lately}")),
+        };
+        Ok(Figure {
+            name: "flows: in the graph".to_owned(),
+            tried: 1,
+            failed,
+            ..Figure::default()
+        })
+    }
+
     /// Every port at full speed, and one attempt of another service in the middle of it.
     async fn scan(&mut self) -> anyhow::Result<Figure> {
         let (server, client) = (
@@ -312,7 +344,8 @@ impl Scene {
         let idle = self.shop.daemon.processor_ms()?;
         let begun = Instant::now();
         let scanner = Some(self.stranger.pid);
-        let scan = ["knock", "tcp", &server, "1", "65535", "3"];
+        let times = TIMES.to_string();
+        let scan = ["knock", "tcp", &server, "1", "65535", &times];
         let other = async {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let knock = ["knock", "tcp", &client, "4444", "4444", "1"];
@@ -346,7 +379,7 @@ impl Scene {
         };
         Ok(Figure {
             name: "flows: a scan beside one attempt".to_owned(),
-            tried: 3 * 65_535,
+            tried: u64::from(TIMES) * 65_535,
             repair_ms: u64::try_from(took.as_millis()).ok(),
             note: Some(format!(
                 "{attempts} looked at in {:.1} s for {spent} ms, {share:.1} % of a core",
