@@ -9,7 +9,9 @@
 //! | [`generation`] | who changes nftables |
 //! | [`nflog`] | the packets that rules log |
 //! | [`links`] | bridges, ports, the container's end of a veth, routes |
+//! | [`observe`] | tables that only count, for as long as somebody looks |
 //! | [`conntrack`] | established flows, and their end |
+//! | [`sockets`] | what listens and is connected in a process's network namespace |
 //! | [`bridge_netfilter`], [`privilege`] | what the host must offer |
 
 pub mod bridge_netfilter;
@@ -22,8 +24,10 @@ pub mod neighbour;
 mod netlink;
 pub mod nflog;
 pub mod nft;
+pub mod observe;
 pub mod privilege;
 pub mod render;
+pub mod sockets;
 mod statements;
 #[cfg(any(test, feature = "testkit"))]
 pub(crate) mod untrusted;
