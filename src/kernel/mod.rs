@@ -9,6 +9,7 @@
 //! | [`generation`] | who changes nftables |
 //! | [`links`] | bridges, ports, the container's end of a veth, routes |
 //! | [`conntrack`] | established flows, and their end |
+//! | [`sockets`] | what listens and is connected in a process's network namespace |
 //! | [`bridge_netfilter`], [`privilege`] | what the host must offer |
 
 pub mod bridge_netfilter;
@@ -22,6 +23,7 @@ mod netlink;
 pub mod nft;
 pub mod privilege;
 pub mod render;
+pub mod sockets;
 mod statements;
 #[cfg(any(test, feature = "testkit"))]
 pub(crate) mod untrusted;
