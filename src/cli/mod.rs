@@ -14,6 +14,7 @@ mod sarif;
 mod schema;
 mod status;
 pub mod test;
+mod verify;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -33,8 +34,8 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, or status --check found the \
-daemon not enforcing; 2 wrong usage, or plan found changes; 3 no daemon answers, or check --deny-warnings found only \
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, what passes is not what is declared, or \
+status --check found the daemon not enforcing; 2 wrong usage, or plan found changes; 3 no daemon answers, or check --deny-warnings found only \
 warnings; 4 explain says that it is denied, in whole or in part; 10 settings; 11 missing privileges; 12 no engine; 13 engine \
 too old; 14 nft missing or failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system \
 refused something; 19 what a saved plan was made from has changed; 20 git missing or failing";
@@ -59,6 +60,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Say which edge permits a connection, or which is missing and where it would be written
     Explain(explain::ExplainArgs),
+    /// Try from inside the containers who reaches whom, and compare with the policy
+    Verify(verify::VerifyArgs),
     /// Draw which service may reach which: DOT, Mermaid or SVG
     Graph(graph::GraphArgs),
     /// Show what is in force: policy, services, endpoints, edges and their hits
@@ -96,6 +99,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => concluded(plan::run(args)),
         Command::Graph(args) => concluded(graph::run(args)),
         Command::Explain(args) => concluded(explain::run(args)),
+        Command::Verify(args) => concluded(verify::run(args)),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Down(args) => concluded(down::run(args)),
     }

@@ -9,6 +9,7 @@
 //! | [`generation`] | who changes nftables |
 //! | [`links`] | bridges, ports, the container's end of a veth, routes |
 //! | [`conntrack`] | established flows, and their end |
+//! | [`namespace`] | making sockets in other network namespaces |
 //! | [`sockets`] | what listens and is connected in a process's network namespace |
 //! | [`bridge_netfilter`], [`privilege`] | what the host must offer |
 
@@ -18,6 +19,7 @@ pub mod elements;
 pub mod generation;
 mod keys;
 pub mod links;
+pub mod namespace;
 pub mod neighbour;
 mod netlink;
 pub mod nft;
