@@ -31,7 +31,7 @@ use crate::policy::ServiceId;
 use crate::settings::Settings;
 use crate::verify::look::{Looked, changed, look};
 use crate::verify::plan::{Plan, Probe, plan};
-use crate::verify::probe::{self, Bounds};
+use crate::verify::probe::{self, Bounds, Outcome, Table};
 use crate::verify::scene::{Scene, Spot};
 use crate::verify::verdict::{Agreement, Evidence, Seen, agreement, cells, real, tested};
 
@@ -55,7 +55,7 @@ pub(super) struct VerifyArgs {
     #[arg(long, value_name = "N", default_value = "2", value_parser = clap::value_parser!(u16).range(1..))]
     containers: u16,
     /// How long an answer may take, in milliseconds
-    #[arg(long, value_name = "MS", default_value = "1000", value_parser = clap::value_parser!(u64).range(50..=60_000))]
+    #[arg(long, value_name = "MS", default_value = "1000", value_parser = clap::value_parser!(u64).range(50..=5000))]
     timeout: u64,
     /// How many attempts may begin in a second
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -156,7 +156,14 @@ async fn verified(
         return Ok(Err(ExitCode::from(USAGE)));
     }
     let plan = plan(&looked.scene, most);
-    let mut seen = tried(&looked, &plan, bounds).await?;
+    let Outcome { mut seen, neighbours } = tried(&looked, &plan, bounds).await?;
+    if neighbours == Table::WasFull {
+        remarks.push(
+            "the kernel's table of neighbours was full meanwhile (net.ipv4.neigh.default.gc_thresh3): some of what seems \
+             closed may only have been lost"
+                .to_owned(),
+        );
+    }
     let moved = changed(&engine, &looked.scene).await?;
     disregard(&looked.scene, &plan.probes, &mut seen, &moved);
     if !moved.is_empty() {
@@ -189,7 +196,7 @@ async fn verified(
     }))
 }
 
-async fn tried(looked: &Looked, plan: &Plan, bounds: Bounds) -> Result<Vec<Seen>, Refusal> {
+async fn tried(looked: &Looked, plan: &Plan, bounds: Bounds) -> Result<Outcome, Refusal> {
     // It draws on a terminal only.
     let bar = ProgressBar::new(plan.probes.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {eta}") {

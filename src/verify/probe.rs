@@ -1,25 +1,30 @@
 //! The probes themselves: TCP connections that are closed at once, and empty datagrams. Bounded in how many there are at
 //! once, how many begin in a second, and how long each may take.
 
-use std::collections::BTreeSet;
-use std::io;
-use std::net::{SocketAddr, TcpStream as StdTcpStream, UdpSocket as StdUdpSocket};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+mod attempt;
+mod neighbours;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, socket};
-use tokio::net::{TcpStream, UdpSocket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
+use self::attempt::{connect, send};
+use self::neighbours::{Neighbours, in_turns, overflows};
 use super::look::Looked;
 use super::plan::{Probe, Way};
 use super::scene::Spot;
 use super::verdict::{Evidence, Seen, Trace, doubtful};
 use crate::daemon::{Refusal, chain};
 use crate::kernel::conntrack::{Conntrack, Detail};
+use crate::kernel::elements::Elements;
 use crate::net::{Family, Transport};
 
 /// How much, how fast, how long.
@@ -33,6 +38,22 @@ pub struct Bounds {
     pub parallel: usize,
 }
 
+impl Bounds {
+    /// How many are tried before connection tracking is asked about them.
+    fn at_a_time(&self, patience: Duration) -> usize {
+        let by_rate = usize::try_from(self.rate).unwrap_or(usize::MAX);
+        let turns = BETWEEN_LOOKS.as_millis() / patience.as_millis().max(1);
+        let by_turns = self
+            .parallel
+            .saturating_mul(usize::try_from(turns).unwrap_or(1).max(1));
+        let seconds = usize::try_from(BETWEEN_LOOKS.as_secs()).unwrap_or(1);
+        by_rate
+            .saturating_mul(seconds)
+            .min(by_turns)
+            .clamp(1, MOST_TO_A_LOOK)
+    }
+}
+
 /// Whatever the answers so far took, nobody is given less.
 const LEAST_PATIENCE: Duration = Duration::from_millis(250);
 /// An answer may take so many times what the slowest took so far.
@@ -42,8 +63,8 @@ const DATAGRAM_PATIENCE: Duration = Duration::from_millis(200);
 /// Those that should have passed and did not are tried again, with more time.
 const SECOND_LOOK: u32 = 3;
 /// Connection tracking forgets a datagram after 30 s, so it is asked well before.
-const SECONDS_TO_A_LOOK: u32 = 5;
-const MOST_TO_A_LOOK: u32 = 2048;
+const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
+const MOST_TO_A_LOOK: usize = 2048;
 
 /// Tries all of them; `tried` is told of each. What is declared open comes first: it shows how long an answer takes.
 ///
@@ -54,57 +75,112 @@ pub async fn run(
     probes: &[Probe],
     bounds: Bounds,
     tried: impl Fn() + Sync,
-) -> Result<Vec<Seen>, Refusal> {
+) -> Result<Outcome, Refusal> {
     let prober = Prober {
         looked,
         bounds,
         pace: Pace::new(bounds.rate),
+        neighbours: Neighbours::new(),
     };
-    let mut order: Vec<usize> = (0..probes.len()).collect();
-    order.sort_by_key(|number| probes.get(*number).map(|probe| !probe.declared.passes()));
+    let full = overflows();
     let mut seen: Vec<Option<Seen>> = vec![None; probes.len()];
     let mut patience = bounds.timeout;
-    let look_after = usize::try_from((bounds.rate * SECONDS_TO_A_LOOK).clamp(1, MOST_TO_A_LOOK));
-    let look_after = look_after.unwrap_or(1);
-    let open =
-        order.partition_point(|number| probes.get(*number).is_some_and(|probe| probe.declared.passes()));
-    let (open, closed) = order.split_at(open);
-    for (part, is_open) in [(open, true), (closed, false)] {
-        for numbers in part.chunks(look_after) {
+    for declared_open in [true, false] {
+        let numbers = probes.iter().enumerate();
+        let numbers = numbers.filter(|(_, probe)| probe.declared.passes() == declared_open);
+        let part = in_turns(probes, numbers.map(|(number, _)| number));
+        for numbers in part.chunks(bounds.at_a_time(patience)) {
             prober.look(probes, numbers, patience, &mut seen, &tried).await?;
         }
-        if is_open {
-            let doubts = |number: &&usize| {
-                let pair = probes.get(**number).zip(seen.get(**number));
-                pair.is_some_and(|(probe, seen)| seen.as_ref().is_some_and(|seen| doubtful(probe, seen)))
-            };
-            let again: Vec<usize> = part.iter().filter(doubts).copied().collect();
-            for numbers in again.chunks(look_after) {
-                let longer = bounds.timeout * SECOND_LOOK;
-                prober.look(probes, numbers, longer, &mut seen, &|| {}).await?;
-            }
-            patience = patience_after(&seen, bounds.timeout);
+        let doubts = |number: &usize| {
+            let pair = probes.get(*number).zip(seen.get(*number));
+            pair.is_some_and(|(probe, seen)| seen.as_ref().is_some_and(|seen| doubtful(probe, seen)))
+        };
+        let again: Vec<usize> = part.into_iter().filter(doubts).collect();
+        let longer = bounds.timeout * SECOND_LOOK;
+        for numbers in again.chunks(bounds.at_a_time(longer)) {
+            prober.look(probes, numbers, longer, &mut seen, &|| {}).await?;
         }
+        patience = patience_after(&seen, bounds.timeout);
     }
     let missing = || Seen {
         evidence: Evidence::Failed("it was left out".to_owned()),
         trace: Trace::Unwatched,
         elapsed: Duration::ZERO,
     };
-    Ok(seen
+    let mut seen: Vec<Seen> = seen
         .into_iter()
         .map(|seen| seen.unwrap_or_else(missing))
-        .collect())
+        .collect();
+    let stands = tokio::task::block_in_place(|| Elements::open()?.base_chains());
+    let rules = match stands.is_ok_and(|chains| !chains.is_empty()) {
+        true => Rules::Stand,
+        false => Rules::Gone,
+    };
+    distrust(probes, &mut seen, rules);
+    let overflown = full.zip(overflows()).is_some_and(|(before, now)| now > before);
+    Ok(Outcome {
+        seen,
+        neighbours: match overflown {
+            true => Table::WasFull,
+            false => Table::HadRoom,
+        },
+    })
+}
+
+/// What came of all probes, in their order.
+#[derive(Debug)]
+pub struct Outcome {
+    pub seen: Vec<Seen>,
+    pub neighbours: Table,
+}
+
+/// Whether the kernel had room for new neighbours all the time: without it, packets are lost as if they were denied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    HadRoom,
+    WasFull,
+}
+
+/// Whether our rules stand: while they do, the kernel tracks connections for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rules {
+    Stand,
+    Gone,
+}
+
+/// That connection tracking knows nothing of a probe says something only where it knows of those that were seen to pass.
+fn distrust(probes: &[Probe], seen: &mut [Seen], rules: Rules) {
+    let mut known: BTreeMap<&Way, (usize, usize)> = BTreeMap::new();
+    for (probe, seen) in probes.iter().zip(seen.iter()) {
+        if has_answer(&seen.evidence) {
+            let (all, traced) = known.entry(&probe.way).or_default();
+            *all += 1;
+            *traced += usize::from(seen.trace == Trace::Passed);
+        }
+    }
+    let anything = known.values().any(|(_, traced)| *traced > 0);
+    for (probe, seen) in probes.iter().zip(seen) {
+        let trusted = match known.get(&probe.way) {
+            Some((_, traced)) => *traced > 0,
+            None => anything || rules == Rules::Stand,
+        };
+        if seen.trace == Trace::Missing && !trusted {
+            seen.trace = Trace::Unwatched;
+        }
+    }
+}
+
+fn has_answer(evidence: &Evidence) -> bool {
+    matches!(
+        evidence,
+        Evidence::Connected | Evidence::Refused | Evidence::Answered
+    )
 }
 
 /// How long the others may take, by what passed so far.
 fn patience_after(seen: &[Option<Seen>], timeout: Duration) -> Duration {
-    let answered = seen.iter().flatten().filter(|it| {
-        matches!(
-            it.evidence,
-            Evidence::Connected | Evidence::Refused | Evidence::Answered
-        )
-    });
+    let answered = seen.iter().flatten().filter(|it| has_answer(&it.evidence));
     match answered.map(|it| it.elapsed).max() {
         Some(slowest) => (slowest * SLOWER).max(LEAST_PATIENCE).min(timeout),
         None => timeout,
@@ -115,6 +191,7 @@ struct Prober<'a> {
     looked: &'a Looked,
     bounds: Bounds,
     pace: Pace,
+    neighbours: Neighbours,
 }
 
 /// What was seen at one end, before connection tracking was asked.
@@ -146,10 +223,7 @@ impl Prober<'_> {
             .buffer_unordered(self.bounds.parallel.max(1))
             .collect()
             .await;
-        let passed = match attempts.iter().any(|(_, _, it)| is_open_question(it)) {
-            true => tokio::task::block_in_place(passed)?,
-            false => BTreeSet::new(),
-        };
+        let passed = tokio::task::block_in_place(passed)?;
         for (number, probe, attempt) in attempts {
             let key = attempt
                 .source
@@ -181,6 +255,7 @@ impl Prober<'_> {
     }
 
     async fn attempt(&self, probe: &Probe, patience: Duration) -> Attempt {
+        sleep_until(self.neighbours.turn(probe).await).await;
         self.pace.wait().await;
         let begun = Instant::now();
         let made = self.socket(probe).await;
@@ -221,77 +296,6 @@ impl Prober<'_> {
     }
 }
 
-/// Whether only connection tracking can say what became of it.
-fn is_open_question(attempt: &Attempt) -> bool {
-    matches!(attempt.evidence, Evidence::Silent | Evidence::Unreachable(_))
-}
-
-type Tried = (Result<Evidence, String>, Option<SocketAddr>);
-
-async fn connect(socket: OwnedFd, address: SocketAddr, patience: Duration) -> Tried {
-    let begun = nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address));
-    let stream = StdTcpStream::from(socket);
-    // With the first packet the kernel has chosen both.
-    let source = stream.local_addr().ok();
-    match begun {
-        Ok(()) => return (Ok(Evidence::Connected), source),
-        Err(Errno::EINPROGRESS) => {}
-        Err(errno) => return (failure(errno), source),
-    }
-    let outcome = async {
-        let stream = TcpStream::from_std(stream)?;
-        stream.writable().await?;
-        match stream.take_error()? {
-            Some(error) => Err(error),
-            None => stream.peer_addr().map(drop),
-        }
-    };
-    let result = match timeout(patience, outcome).await {
-        Ok(Ok(())) => Ok(Evidence::Connected),
-        Ok(Err(error)) => of_io(&error),
-        Err(_) => Ok(Evidence::Silent),
-    };
-    (result, source)
-}
-
-async fn send(socket: OwnedFd, address: SocketAddr, patience: Duration) -> Tried {
-    if let Err(errno) = nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
-        return (failure(errno), None);
-    }
-    let socket = StdUdpSocket::from(socket);
-    let source = socket.local_addr().ok();
-    let outcome = async {
-        let socket = UdpSocket::from_std(socket)?;
-        socket.send(&[]).await?;
-        socket.recv(&mut [0; 1]).await
-    };
-    let result = match timeout(patience, outcome).await {
-        Ok(Ok(_)) => Ok(Evidence::Answered),
-        Ok(Err(error)) => of_io(&error),
-        Err(_) => Ok(Evidence::Silent),
-    };
-    (result, source)
-}
-
-fn of_io(error: &io::Error) -> Result<Evidence, String> {
-    match error.raw_os_error() {
-        Some(number) => failure(Errno::from_raw(number)),
-        None => Err(error.to_string()),
-    }
-}
-
-/// What an error of the sender's network stack says of the connection.
-fn failure(errno: Errno) -> Result<Evidence, String> {
-    match errno {
-        Errno::ECONNREFUSED | Errno::ECONNRESET => Ok(Evidence::Refused),
-        Errno::ETIMEDOUT => Ok(Evidence::Silent),
-        Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES | Errno::EPERM | Errno::EHOSTDOWN => {
-            Ok(Evidence::Unreachable(errno.desc().to_lowercase()))
-        }
-        other => Err(other.desc().to_lowercase()),
-    }
-}
-
 /// The connections of TCP and UDP whose first packet has passed: protocol, source, and destination as it was dialled.
 fn passed() -> Result<BTreeSet<(u8, SocketAddr, SocketAddr)>, Refusal> {
     let refused = |error| Refusal::system("see which connections passed", error);
@@ -329,68 +333,5 @@ impl Pace {
             turn
         };
         sleep_until(turn).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn seen(evidence: Evidence, millis: u64) -> Option<Seen> {
-        Some(Seen {
-            evidence,
-            trace: Trace::Missing,
-            elapsed: Duration::from_millis(millis),
-        })
-    }
-
-    #[test]
-    fn patience_follows_what_answered() {
-        let second = Duration::from_secs(1);
-        assert_eq!(
-            patience_after(&[None, seen(Evidence::Silent, 1000)], second),
-            second
-        );
-        let fast = [seen(Evidence::Connected, 1), seen(Evidence::Refused, 2)];
-        assert_eq!(patience_after(&fast, second), LEAST_PATIENCE);
-        assert_eq!(
-            patience_after(&[seen(Evidence::Connected, 20)], second),
-            Duration::from_millis(400)
-        );
-        assert_eq!(patience_after(&[seen(Evidence::Connected, 200)], second), second);
-    }
-
-    #[tokio::test]
-    async fn a_connection_an_answer_and_a_refusal_are_told_apart() {
-        let make = |kind| {
-            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-            socket(AddressFamily::Inet, kind, flags, None).unwrap()
-        };
-        let patience = Duration::from_millis(500);
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let (result, source) = connect(make(SockType::Stream), address, patience).await;
-        assert_eq!(result, Ok(Evidence::Connected));
-        assert_eq!(source.unwrap(), listener.accept().unwrap().1);
-        drop(listener);
-        let (result, _) = connect(make(SockType::Stream), address, patience).await;
-        assert_eq!(result, Ok(Evidence::Refused));
-        let silent = StdUdpSocket::bind("127.0.0.1:0").unwrap();
-        let address = silent.local_addr().unwrap();
-        let (result, _) = send(make(SockType::Datagram), address, patience).await;
-        assert_eq!(result, Ok(Evidence::Silent));
-        assert_eq!(silent.recv(&mut [0; 9]).unwrap(), 0, "an empty datagram");
-        drop(silent);
-        let (result, _) = send(make(SockType::Datagram), address, patience).await;
-        assert_eq!(result, Ok(Evidence::Refused));
-    }
-
-    #[tokio::test]
-    async fn no_more_begin_in_a_second_than_may() {
-        let (pace, begun) = (Pace::new(200), Instant::now());
-        for _ in 0..=20 {
-            pace.wait().await;
-        }
-        assert!(begun.elapsed() >= Duration::from_millis(99));
     }
 }

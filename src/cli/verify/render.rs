@@ -84,7 +84,7 @@ impl Report {
         let numbers: String = (1..=dialling.len()).map(|it| format!("{it:>width$}")).collect();
         writeln!(out, "\n{:longest$} {numbers}", "dialled:")?;
         for (name, marks) in lines {
-            writeln!(out, "{name:longest$} {marks}")?;
+            writeln!(out, "{}", format!("{name:longest$} {marks}").trim_end())?;
         }
         writeln!(
             out,

@@ -98,7 +98,8 @@ impl Report {
             let _ = writeln!(out, "  and {more} more");
         }
         for line in self.explanation(place, cell).lines() {
-            let _ = writeln!(out, "  {line}");
+            let indent = if line.trim().is_empty() { "" } else { "  " };
+            let _ = writeln!(out, "{indent}{}", line.trim_end());
         }
         out
     }
@@ -239,9 +240,9 @@ pub(super) fn difference(place: &Place, cell: &Cell) -> String {
 
 pub(super) fn outcome(tested: Tested) -> &'static str {
     match tested {
-        Tested::Holds => "hold",
-        Tested::Audited => "would hold without audit",
-        Tested::Fails(_) | Tested::NoWay => "do not hold",
+        Tested::Holds => "held",
+        Tested::Audited => "held but for audit",
+        Tested::Fails(_) | Tested::NoWay => "failed",
         Tested::NotTried => "not tried",
     }
 }
