@@ -10,6 +10,7 @@
 //! | [`links`] | bridges, ports, the container's end of a veth, routes |
 //! | [`conntrack`] | established flows, and their end |
 //! | [`namespace`] | making sockets in other network namespaces |
+//! | [`neighbour_table`] | neighbours that are known, and forgetting them |
 //! | [`sockets`] | what listens and is connected in a process's network namespace |
 //! | [`bridge_netfilter`], [`privilege`] | what the host must offer |
 
@@ -21,6 +22,7 @@ mod keys;
 pub mod links;
 pub mod namespace;
 pub mod neighbour;
+pub mod neighbour_table;
 mod netlink;
 pub mod nft;
 pub mod privilege;

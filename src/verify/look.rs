@@ -5,12 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use futures_util::{StreamExt as _, stream};
 
-use super::scene::{Scene, Subject, is_excused};
+use super::scene::{Scene, Spot, Subject, is_excused};
 use crate::daemon::{Refusal, chain, host_addresses};
 use crate::docker::Engine;
 use crate::inventory::{Container, ContainerId, Lifecycle, Network, NetworkId, NetworkKind, NetworkMode};
 use crate::kernel::links::Links;
 use crate::kernel::namespace::{Namespace, Visitor};
+use crate::kernel::neighbour_table;
 use crate::kernel::sockets::{self, Sockets};
 use crate::model::{Identity, Rights, Standing, standing};
 use crate::net::Transport;
@@ -24,12 +25,31 @@ const PARALLEL: usize = 8;
 pub struct Looked {
     pub scene: Scene,
     /// Those of the scene's containers, in the same order.
-    pub namespaces: Vec<Namespace>,
-    pub own: Namespace,
+    places: Vec<Inside>,
+    own: Inside,
     pub visitor: Visitor,
     /// Networks whose bridges hand their packets to the host's connection tracking.
     pub watched: BTreeSet<NetworkId>,
     pub left_out: LeftOut,
+}
+
+/// A network namespace, and the neighbours that it knew before anything was tried.
+#[derive(Debug)]
+struct Inside {
+    namespace: Namespace,
+    known: BTreeSet<IpAddr>,
+}
+
+impl Looked {
+    /// Where probes of a spot start, and whom it knew.
+    pub fn place(&self, spot: Spot) -> Option<(&Namespace, &BTreeSet<IpAddr>)> {
+        let inside = match spot {
+            Spot::Container(index) => self.places.get(index)?,
+            Spot::Host => &self.own,
+            Spot::World(_) => return None,
+        };
+        Some((&inside.namespace, &inside.known))
+    }
 }
 
 /// Containers that are not probed, by name.
@@ -53,8 +73,11 @@ pub async fn look(
     isolated: &BTreeMap<String, BTreeSet<ServiceId>>,
     world: Vec<SocketAddr>,
 ) -> Result<Looked, Refusal> {
-    let own = Namespace::own().map_err(Refusal::kernel)?;
     let visitor = Visitor::start().map_err(Refusal::kernel)?;
+    let own = Inside {
+        namespace: Namespace::own().map_err(Refusal::kernel)?,
+        known: neighbour_table::known().map_err(Refusal::kernel)?,
+    };
     let listing = engine.list().await?;
     let mut left_out = LeftOut::default();
     let mut wanted = Vec::new();
@@ -72,7 +95,7 @@ pub async fn look(
         }
     }
     let found: Vec<_> = stream::iter(wanted)
-        .map(|container| visit(engine, &visitor, &own, container))
+        .map(|container| visit(engine, &visitor, &own.namespace, container))
         .buffer_unordered(PARALLEL)
         .collect()
         .await;
@@ -80,7 +103,7 @@ pub async fn look(
     for (container, visited) in found {
         match visited {
             Ok(Visited {
-                namespace,
+                inside,
                 addresses,
                 sockets,
             }) => {
@@ -95,7 +118,7 @@ pub async fn look(
                     addresses,
                     served,
                 };
-                subjects.push((subject, namespace));
+                subjects.push((subject, inside));
             }
             Err(why) => {
                 left_out.failed.insert(container.name, why);
@@ -103,7 +126,7 @@ pub async fn look(
         }
     }
     subjects.sort_by(|(a, _), (b, _)| a.container.name.cmp(&b.container.name));
-    let (subjects, namespaces) = subjects.into_iter().unzip();
+    let (subjects, places) = subjects.into_iter().unzip();
     let networks: BTreeMap<NetworkId, Network> = listing
         .networks
         .into_iter()
@@ -121,7 +144,7 @@ pub async fn look(
     };
     Ok(Looked {
         scene,
-        namespaces,
+        places,
         own,
         visitor,
         watched,
@@ -130,7 +153,7 @@ pub async fn look(
 }
 
 struct Visited {
-    namespace: Namespace,
+    inside: Inside,
     addresses: BTreeSet<IpAddr>,
     sockets: Sockets,
 }
@@ -149,8 +172,10 @@ async fn visit(
         if namespace.is(own) {
             return Err("it is in the host's network namespace".to_owned());
         }
-        let addresses = visitor.within(&namespace, host_addresses).await;
-        let mut addresses = addresses.map_err(|it| chain(&it))?;
+        let seen = || (host_addresses(), neighbour_table::known());
+        let seen = visitor.within(&namespace, seen).await;
+        let (mut addresses, known) = seen.map_err(|it| chain(&it))?;
+        let known = known.map_err(|it| it.to_string())?;
         let endpoints = container.endpoints.values();
         let claimed: BTreeSet<IpAddr> = endpoints.flat_map(|it| it.addresses()).collect();
         addresses.retain(|address| claimed.contains(address));
@@ -164,7 +189,7 @@ async fn visit(
             return Err("it restarted just now".to_owned());
         }
         Ok(Visited {
-            namespace,
+            inside: Inside { namespace, known },
             addresses,
             sockets,
         })

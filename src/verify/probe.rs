@@ -7,7 +7,7 @@ mod neighbours;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -15,9 +15,10 @@ use futures_util::{StreamExt as _, stream};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
+use tracing::debug;
 
 use self::attempt::{connect, send};
-use self::neighbours::{Neighbours, in_turns, overflows};
+use self::neighbours::{Neighbours, chunks, in_turns, overflows, pair};
 use super::look::Looked;
 use super::plan::{Probe, Way};
 use super::scene::Spot;
@@ -25,6 +26,7 @@ use super::verdict::{Evidence, Seen, Trace, doubtful};
 use crate::daemon::{Refusal, chain};
 use crate::kernel::conntrack::{Conntrack, Detail};
 use crate::kernel::elements::Elements;
+use crate::kernel::neighbour_table;
 use crate::net::{Family, Transport};
 
 /// How much, how fast, how long.
@@ -89,7 +91,7 @@ pub async fn run(
         let numbers = probes.iter().enumerate();
         let numbers = numbers.filter(|(_, probe)| probe.declared.passes() == declared_open);
         let part = in_turns(probes, numbers.map(|(number, _)| number));
-        for numbers in part.chunks(bounds.at_a_time(patience)) {
+        for numbers in chunks(probes, &part, bounds.at_a_time(patience)) {
             prober.look(probes, numbers, patience, &mut seen, &tried).await?;
         }
         let doubts = |number: &usize| {
@@ -98,7 +100,7 @@ pub async fn run(
         };
         let again: Vec<usize> = part.into_iter().filter(doubts).collect();
         let longer = bounds.timeout * SECOND_LOOK;
-        for numbers in again.chunks(bounds.at_a_time(longer)) {
+        for numbers in chunks(probes, &again, bounds.at_a_time(longer)) {
             prober.look(probes, numbers, longer, &mut seen, &|| {}).await?;
         }
         patience = patience_after(&seen, bounds.timeout);
@@ -224,6 +226,7 @@ impl Prober<'_> {
             .collect()
             .await;
         let passed = tokio::task::block_in_place(passed)?;
+        self.forget(probes, numbers).await;
         for (number, probe, attempt) in attempts {
             let key = attempt
                 .source
@@ -244,6 +247,33 @@ impl Prober<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Takes the neighbours out of the kernel's table again that only these probes brought there, at both ends: who was
+    /// dialled would otherwise soon ask whether the other one is still there.
+    async fn forget(&self, probes: &[Probe], numbers: &[usize]) {
+        let scene = &self.looked.scene;
+        let mut met: BTreeMap<Spot, BTreeSet<IpAddr>> = BTreeMap::new();
+        for probe in numbers.iter().filter_map(|number| probes.get(*number)) {
+            let Some((from, address)) = pair(probe) else {
+                continue;
+            };
+            met.entry(from).or_default().insert(address);
+            let own = scene.subject(from).map_or(&scene.host, |it| &it.addresses);
+            met.entry(probe.to).or_default().extend(own);
+        }
+        for (spot, mut addresses) in met {
+            let Some((namespace, known)) = self.looked.place(spot) else {
+                continue;
+            };
+            addresses.retain(|address| !known.contains(address));
+            let forget = move || neighbour_table::forget(&addresses);
+            match self.looked.visitor.within(namespace, forget).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "neighbours stay until they are old"),
+                Err(error) => debug!(%error, "neighbours stay until they are old"),
+            }
+        }
     }
 
     /// Whether connection tracking sees what goes this way: within a bridge only where the bridge hands its packets over.
@@ -272,10 +302,8 @@ impl Prober<'_> {
     }
 
     async fn socket(&self, probe: &Probe) -> Result<OwnedFd, String> {
-        let namespace = match probe.from {
-            Spot::Container(index) => self.looked.namespaces.get(index),
-            Spot::Host | Spot::World(_) => None,
-        };
+        let place = self.looked.place(probe.from);
+        let (namespace, _) = place.ok_or("there is no such namespace")?;
         let family = match probe.family() {
             Family::V4 => AddressFamily::Inet,
             Family::V6 => AddressFamily::Inet6,
@@ -286,11 +314,7 @@ impl Prober<'_> {
         };
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let make = move || socket(family, kind, flags, None);
-        let made = self
-            .looked
-            .visitor
-            .within(namespace.unwrap_or(&self.looked.own), make)
-            .await;
+        let made = self.looked.visitor.within(namespace, make).await;
         made.map_err(|it| chain(&it))?
             .map_err(|it| format!("no socket: {it}"))
     }

@@ -1,8 +1,9 @@
 //! The kernel's tables of neighbours, one for each family and all namespaces of the host together. Who dials an address of
 //! their own network for the first time gets an entry there, and so does who is dialled. Full tables would keep others from
-//! their connections, and what fails for that looks denied: so new pairs begin no faster than entries grow old.
+//! their connections, and what fails for that looks denied: so new pairs begin no faster than the kernel takes entries back
+//! at the side that is dialled, and those of the other side are taken out again before there are many.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,8 +19,10 @@ use crate::verify::scene::Spot;
 const USUAL_MOST: u32 = 1024;
 /// The kernel takes back entries that are older.
 const YOUNG: Duration = Duration::from_secs(5);
-/// Each pair makes two; and a third of the table stays for others.
+/// Of the table, for either side; the rest stays for others.
 const SHARE: u32 = 3;
+/// Pairs of a family after which the dialling side's are taken out.
+const MOST_PAIRS: usize = 150;
 
 /// Gives each pair its turn.
 #[derive(Debug)]
@@ -78,7 +81,7 @@ impl Neighbours {
 }
 
 /// Who becomes whose neighbour. By any other way it is the host, who is one already.
-fn pair(probe: &Probe) -> Option<(Spot, IpAddr)> {
+pub(super) fn pair(probe: &Probe) -> Option<(Spot, IpAddr)> {
     let direct = match probe.way {
         Way::Network(_) => true,
         Way::Host => probe.from == Spot::Host,
@@ -107,6 +110,24 @@ pub(super) fn in_turns(probes: &[Probe], numbers: impl Iterator<Item = usize>) -
     }
     ranked.sort_by_key(|(rank, _)| *rank);
     ranked.into_iter().flat_map(|(_, numbers)| numbers).collect()
+}
+
+/// Cuts what is tried into parts, after each of which the table is relieved.
+pub(super) fn chunks<'a>(probes: &[Probe], numbers: &'a [usize], most: usize) -> Vec<&'a [usize]> {
+    let mut chunks = Vec::new();
+    let mut rest = numbers;
+    while !rest.is_empty() {
+        let mut pairs: BTreeSet<(Spot, IpAddr)> = BTreeSet::new();
+        let fits = |number: &&usize| {
+            pairs.extend(probes.get(**number).and_then(pair));
+            pairs.len() <= 2 * MOST_PAIRS
+        };
+        let length = rest.iter().take(most.max(1)).take_while(fits).count().max(1);
+        let (chunk, others) = rest.split_at(length);
+        chunks.push(chunk);
+        rest = others;
+    }
+    chunks
 }
 
 /// How often the kernel refused a new entry since the host started, where it tells.
@@ -174,6 +195,19 @@ mod tests {
             probe(0, "10.0.0.2", 81),
         ];
         assert_eq!(in_turns(&probes, 0..4), [0, 3, 2, 1]);
+    }
+
+    #[test]
+    fn a_part_has_a_bounded_number_of_pairs_and_probes() {
+        let probes: Vec<Probe> = (0..700).map(|from| probe(from / 2, "10.0.0.2", 80)).collect();
+        let numbers: Vec<usize> = (0..700).collect();
+        let lengths = |most| -> Vec<usize> {
+            let chunks = chunks(&probes, &numbers, most);
+            chunks.iter().map(|chunk| chunk.len()).collect()
+        };
+        assert_eq!(lengths(5000), [600, 100]);
+        assert_eq!(lengths(400), [400, 300]);
+        assert_eq!(lengths(0).len(), 700);
     }
 
     #[test]
