@@ -152,20 +152,22 @@ enum Rules {
 }
 
 /// That connection tracking knows nothing of a probe says something only where it knows of those that were seen to pass.
+/// The kernel tracks a family only for as long as somebody's rules ask for it.
 fn distrust(probes: &[Probe], seen: &mut [Seen], rules: Rules) {
-    let mut known: BTreeMap<&Way, (usize, usize)> = BTreeMap::new();
+    let mut known: BTreeMap<(Family, &Way), usize> = BTreeMap::new();
+    let mut by_family: BTreeMap<Family, usize> = BTreeMap::new();
     for (probe, seen) in probes.iter().zip(seen.iter()) {
         if has_answer(&seen.evidence) {
-            let (all, traced) = known.entry(&probe.way).or_default();
-            *all += 1;
-            *traced += usize::from(seen.trace == Trace::Passed);
+            let traced = usize::from(seen.trace == Trace::Passed);
+            *known.entry((probe.family(), &probe.way)).or_default() += traced;
+            *by_family.entry(probe.family()).or_default() += traced;
         }
     }
-    let anything = known.values().any(|(_, traced)| *traced > 0);
     for (probe, seen) in probes.iter().zip(seen) {
-        let trusted = match known.get(&probe.way) {
-            Some((_, traced)) => *traced > 0,
-            None => anything || rules == Rules::Stand,
+        let of_way = known.get(&(probe.family(), &probe.way));
+        let trusted = match of_way.or(by_family.get(&probe.family())) {
+            Some(traced) => *traced > 0,
+            None => rules == Rules::Stand,
         };
         if seen.trace == Trace::Missing && !trusted {
             seen.trace = Trace::Unwatched;

@@ -57,30 +57,45 @@ async fn a_connection_an_answer_and_a_refusal_are_told_apart() {
 
 #[test]
 fn silence_is_trusted_only_where_what_passed_is_known() {
-    let address = ([10, 0, 0, 2], 53).into();
-    let probe = |network: &str| Probe {
+    let probe = |network: &str, address: &str| Probe {
         from: Spot::Container(0),
         to: Spot::Container(1),
         transport: Transport::Udp,
         port: 53,
-        address,
+        address: address.parse().unwrap(),
         way: Way::Network(NetworkId(network.to_owned())),
         declared: Declared::Closed,
     };
-    let probes = [probe("a"), probe("a"), probe("b")];
+    let probes = [
+        probe("a", "10.0.0.2:53"),
+        probe("a", "10.0.0.2:53"),
+        probe("b", "10.0.1.2:53"),
+        probe("a", "[fd00::2]:53"),
+    ];
     let traces = |passing: Trace, rules| {
-        let mut all: Vec<Seen> = [Evidence::Refused, Evidence::Silent, Evidence::Silent]
+        let answers = [
+            Evidence::Refused,
+            Evidence::Silent,
+            Evidence::Silent,
+            Evidence::Silent,
+        ];
+        let mut all: Vec<Seen> = answers
             .into_iter()
             .filter_map(|evidence| seen(evidence, 1))
             .collect();
         all[0].trace = passing;
         distrust(&probes, &mut all, rules);
-        [all[1].trace, all[2].trace]
+        [all[1].trace, all[2].trace, all[3].trace]
     };
     let (missing, unwatched) = (Trace::Missing, Trace::Unwatched);
-    assert_eq!(traces(Trace::Passed, Rules::Gone), [missing, missing]);
-    assert_eq!(traces(Trace::Missing, Rules::Stand), [unwatched, missing]);
-    assert_eq!(traces(Trace::Missing, Rules::Gone), [unwatched, unwatched]);
+    assert_eq!(traces(Trace::Passed, Rules::Stand), [missing; 3]);
+    // Somebody else's rules have it track the one family.
+    assert_eq!(traces(Trace::Passed, Rules::Gone), [missing, missing, unwatched]);
+    assert_eq!(
+        traces(Trace::Missing, Rules::Stand),
+        [unwatched, unwatched, missing]
+    );
+    assert_eq!(traces(Trace::Missing, Rules::Gone), [unwatched; 3]);
 }
 
 #[test]
