@@ -157,7 +157,7 @@ fn distrust(probes: &[Probe], seen: &mut [Seen], rules: Rules) {
     let mut known: BTreeMap<(Family, &Way), usize> = BTreeMap::new();
     let mut by_family: BTreeMap<Family, usize> = BTreeMap::new();
     for (probe, seen) in probes.iter().zip(seen.iter()) {
-        if has_answer(&seen.evidence) {
+        if leaves_trace(probe, &seen.evidence) {
             let traced = usize::from(seen.trace == Trace::Passed);
             *known.entry((probe.family(), &probe.way)).or_default() += traced;
             *by_family.entry(probe.family()).or_default() += traced;
@@ -172,6 +172,14 @@ fn distrust(probes: &[Probe], seen: &mut [Seen], rules: Rules) {
         if seen.trace == Trace::Missing && !trusted {
             seen.trace = Trace::Unwatched;
         }
+    }
+}
+
+/// What the kernel still tracks when it is asked. It forgets a connection that was refused by a reset at once.
+fn leaves_trace(probe: &Probe, evidence: &Evidence) -> bool {
+    match probe.transport {
+        Transport::Tcp => *evidence == Evidence::Connected,
+        Transport::Udp | Transport::Sctp => has_answer(evidence),
     }
 }
 

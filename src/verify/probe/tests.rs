@@ -96,6 +96,17 @@ fn silence_is_trusted_only_where_what_passed_is_known() {
         [unwatched, unwatched, missing]
     );
     assert_eq!(traces(Trace::Missing, Rules::Gone), [unwatched; 3]);
+    // A reset leaves nothing behind.
+    let mut reset: Vec<Seen> = [Evidence::Refused, Evidence::Silent]
+        .into_iter()
+        .filter_map(|evidence| seen(evidence, 1))
+        .collect();
+    let tcp = Probe {
+        transport: Transport::Tcp,
+        ..probe("a", "10.0.0.2:80")
+    };
+    distrust(&[tcp, probe("a", "10.0.0.2:53")], &mut reset, Rules::Stand);
+    assert_eq!(reset[1].trace, missing);
 }
 
 #[test]
