@@ -1,7 +1,9 @@
 //! The daemon's settings: from flags, environment, a YAML file and defaults, in this order.
 
 pub mod git;
+pub mod http;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
 use self::git::{Choice, GitPath, GitRef, GitSettings, GitUrl, Rewind};
+use self::http::{Hosts, HttpSettings};
 use crate::model::{OnUnenforceable, Rights, Unmanaged};
 use crate::plan::compile::Options;
 use crate::plan::networks::Pools;
@@ -76,6 +79,15 @@ pub struct Overrides {
     /// (cut it from guarded networks) or stop [default: report]
     #[arg(long, env = "COFFERDAM_UNENFORCEABLE", value_name = "report|isolate|stop", value_parser = parse_unenforceable)]
     pub unenforceable: Option<OnUnenforceable>,
+    /// Where metrics and the page are served, for example 127.0.0.1:9471 [default: none]
+    #[arg(long, env = "COFFERDAM_HTTP_LISTEN", value_name = "ADDRESS:PORT|none")]
+    pub http_listen: Option<Choice<SocketAddr>>,
+    /// Let others than this host read them: there is no password [default: false]
+    #[arg(long, env = "COFFERDAM_HTTP_REMOTE", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub http_remote: Option<bool>,
+    /// Names, with commas between them, by which the server may be called beside localhost and addresses [default: none]
+    #[arg(long, env = "COFFERDAM_HTTP_HOSTS", value_name = "NAMES|none")]
+    pub http_hosts: Option<Choice<Hosts>>,
 }
 
 /// A pool of IPv6 subnets, or none.
@@ -141,6 +153,8 @@ pub struct Settings {
     pub mode: Mode,
     pub unmanaged: Unmanaged,
     pub unenforceable: OnUnenforceable,
+    /// `None`: nothing is served over HTTP.
+    pub http: Option<HttpSettings>,
 }
 
 impl Settings {
@@ -227,6 +241,12 @@ impl Settings {
             "/var/lib/cofferdam",
         );
         let git = git_settings(&flags, &file, &state_directory).map_err(SettingsError::Value)?;
+        let http = http::merge(
+            flags.http_listen.or(file.http_listen),
+            flags.http_remote.or(file.http_remote).unwrap_or_default(),
+            flags.http_hosts.or(file.http_hosts),
+        )
+        .map_err(SettingsError::Value)?;
         let nflog_group = flags.nflog_group.or(file.nflog_group).unwrap_or(64);
         Ok(Self {
             policies: path(flags.policies, file.policies, "/etc/cofferdam/policies"),
@@ -250,6 +270,7 @@ impl Settings {
             mode: flags.mode.or(file.mode).unwrap_or_default(),
             unmanaged: flags.unmanaged.or(file.unmanaged).unwrap_or_default(),
             unenforceable: flags.unenforceable.or(file.unenforceable).unwrap_or_default(),
+            http,
         })
     }
 }
@@ -366,6 +387,36 @@ mod tests {
             .is_err()
         );
         assert!(merge(Overrides::default()).is_ok());
+    }
+
+    #[test]
+    fn http_is_off_by_default_and_on_loopback_unless_told_otherwise() {
+        let merge = |text: &str| {
+            let file = parse(text, Path::new("f")).unwrap();
+            Settings::merge(Overrides::default(), file).map(|it| it.http)
+        };
+        assert_eq!(merge("# nothing\n").unwrap(), None);
+        assert_eq!(merge("http-listen: none\n").unwrap(), None);
+        for loopback in ["127.0.0.1:9471", "\"[::1]:9471\""] {
+            let http = merge(&format!("http-listen: {loopback}\n")).unwrap().unwrap();
+            assert!(http.listen.ip().is_loopback() && http.hosts == Hosts::default());
+        }
+        for wide in ["0.0.0.0:9471", "\"[::]:9471\"", "192.0.2.1:9471"] {
+            let error = merge(&format!("http-listen: {wide}\n")).unwrap_err().to_string();
+            assert!(error.contains("http-remote"), "{error}");
+            assert!(merge(&format!("http-listen: {wide}\nhttp-remote: true\n")).is_ok());
+        }
+        let named = merge("http-listen: 127.0.0.1:1\nhttp-hosts: Board.example, b\n").unwrap();
+        let hosts: Vec<String> = named.unwrap().hosts.0.into_iter().collect();
+        assert_eq!(hosts, ["b", "board.example"]);
+        for wrong in [
+            "http-listen: 9471",
+            "http-listen: localhost",
+            "http-hosts: \"a b\"",
+            "http-hosts: \"*\"",
+        ] {
+            assert!(parse(&format!("{wrong}\n"), Path::new("f")).is_err(), "{wrong}");
+        }
     }
 
     /// The example has every key, and says what holds without it.

@@ -98,7 +98,12 @@ pub fn netlink_datagram(bytes: &[u8]) {
 /// A line on the control socket: it is one of the requests there are, or it is refused in few words.
 pub fn control_request(bytes: &[u8]) {
     match control::request(bytes) {
-        Ok(control::Request::Status | control::Request::Policy | control::Request::Flows { .. }) => {}
+        Ok(
+            control::Request::Status
+            | control::Request::Policy
+            | control::Request::Flows { .. }
+            | control::Request::Metrics,
+        ) => {}
         Err(message) => assert!(message.len() < 5000),
     }
 }

@@ -116,7 +116,7 @@ fn in_force(socket: &Path) -> Result<Option<InForce>, Refusal> {
     match block_on(async { Ok(ask(socket, Request::Policy).await) })? {
         Ok(Answer::Policy(policy)) => Ok(Some(*policy).filter(|it| it.revision.is_some())),
         Ok(Answer::Error(message)) => Err(Refusal::system("ask the daemon for its policy", message)),
-        Ok(Answer::Status(_) | Answer::Flows(_)) | Err(_) => Ok(None),
+        Ok(Answer::Status(_) | Answer::Flows(_) | Answer::Metrics(_)) | Err(_) => Ok(None),
     }
 }
 

@@ -6,7 +6,6 @@
 //!
 //! Clients that are slow, silent or many cannot keep it from others: of too many, those that have said nothing go first.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -19,14 +18,16 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, watch};
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
+use super::clients::Clients;
 use super::flows::{FlowLog, FlowsAnswer};
+use super::metrics::{self, Measures, Sources};
 use super::status::Status;
 use crate::kernel::elements::Elements;
 use crate::model::Unmanaged;
+use crate::plan::ruleset::TableFamily;
 use crate::policy::{self, SourceFile};
 
 /// A request is a few words.
@@ -34,12 +35,6 @@ const LONGEST_REQUEST: u64 = 4096;
 /// An answer of 10,000 containers is about 4 MiB.
 const LONGEST_ANSWER: u64 = 256 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections at once.
-const CLIENTS: usize = 64;
-/// When there are too many: how long each is left in peace before it has asked, and after that.
-const SILENT: Duration = Duration::from_millis(50);
-const SLOW: Duration = Duration::from_secs(1);
-
 /// The most that the policy files in force may have together to be told; a file has 1 MiB at most.
 const MOST_POLICY: usize = 32 * 1024 * 1024;
 
@@ -54,6 +49,8 @@ pub enum Request {
     Flows {
         after: u64,
     },
+    /// Everything for Prometheus, in its text format.
+    Metrics,
 }
 
 /// What is answered.
@@ -63,6 +60,7 @@ pub enum Answer {
     Status(Box<Status>),
     Policy(Box<InForce>),
     Flows(Box<FlowsAnswer>),
+    Metrics(String),
     Error(String),
 }
 
@@ -164,21 +162,54 @@ pub struct Told {
     pub status: watch::Receiver<Arc<Status>>,
     pub policy: watch::Receiver<Arc<InForce>>,
     pub flows: FlowLog,
+    pub measures: Measures,
 }
 
 impl Told {
     /// Answers a request.
     pub async fn answer(self, request: Request) -> Answer {
         match request {
-            Request::Status => {
-                let status = Arc::clone(&self.status.borrow());
-                completed(status).await
-            }
+            Request::Status => match self.completed().await {
+                Ok(status) => Answer::Status(Box::new(status)),
+                Err(message) => Answer::Error(message),
+            },
             Request::Policy => {
                 let policy = Arc::clone(&self.policy.borrow());
                 policy.answer()
             }
-            Request::Flows { after } => Answer::Flows(Box::new(self.flows.after(after))),
+            Request::Flows { after } => Answer::Flows(Box::new(self.flows_after(after).await)),
+            Request::Metrics => match self.completed().await {
+                Ok(status) => Answer::Metrics(metrics::text(&self.sources(Arc::new(status)))),
+                Err(message) => Answer::Error(message),
+            },
+        }
+    }
+
+    /// The flows that have changed after this `seq`.
+    pub async fn flows_after(&self, seq: u64) -> FlowsAnswer {
+        let mut answer = self.flows.after(seq);
+        answer.missed.unlogged_packets = unlogged().await;
+        answer
+    }
+
+    /// The status with what the kernel says now.
+    ///
+    /// # Errors
+    /// Why the kernel cannot be asked.
+    pub async fn completed(&self) -> Result<Status, String> {
+        let status = Arc::clone(&self.status.borrow());
+        completed(status).await
+    }
+
+    /// What metrics are made from, with this status.
+    pub fn sources(&self, status: Arc<Status>) -> Sources {
+        let (totals, mut missed) = self.flows.totals();
+        missed.unlogged_packets = status.unlogged_packets.unwrap_or_default();
+        Sources {
+            status,
+            totals,
+            missed,
+            measures: self.measures.clone(),
         }
     }
 }
@@ -200,9 +231,7 @@ where
     });
     let mut clients = Clients::default();
     loop {
-        while !clients.have_room() {
-            sleep(SILENT / 10).await;
-        }
+        clients.room().await;
         match listener.accept().await {
             Ok((stream, _)) => {
                 let asked = Arc::new(AtomicBool::new(false));
@@ -213,50 +242,12 @@ where
                         debug!(%error, "a control client went away");
                     }
                 });
-                clients.0.push_back(Client {
-                    since: Instant::now(),
-                    asked,
-                    task: task.abort_handle(),
-                });
+                clients.add(asked, task.abort_handle());
             }
             Err(error) => {
                 warn!(%error, "cannot accept a control client");
                 sleep(Duration::from_millis(100)).await;
             }
-        }
-    }
-}
-
-/// The open connections, the oldest first.
-#[derive(Default)]
-struct Clients(VecDeque<Client>);
-
-struct Client {
-    since: Instant,
-    asked: Arc<AtomicBool>,
-    task: AbortHandle,
-}
-
-impl Clients {
-    /// Whether another one may come in. If not, the oldest one that has said nothing goes, or else the oldest of all, once
-    /// each has had its time.
-    fn have_room(&mut self) -> bool {
-        self.0.retain(|client| !client.task.is_finished());
-        if self.0.len() < CLIENTS {
-            return true;
-        }
-        let asked = |client: &Client| client.asked.load(Ordering::Relaxed);
-        let silent = self
-            .0
-            .iter()
-            .position(|client| !asked(client) && client.since.elapsed() >= SILENT);
-        let slow = || self.0.iter().position(|client| client.since.elapsed() >= SLOW);
-        match silent.or_else(slow).and_then(|index| self.0.remove(index)) {
-            Some(client) => {
-                client.task.abort();
-                true
-            }
-            None => false,
         }
     }
 }
@@ -346,14 +337,14 @@ pub fn request(line: &[u8]) -> Result<Request, String> {
         serde_json::from_value(serde_json::json!({ "command": command, "after": after.unwrap_or(0) }))
             .map_err(|error| format!("not a request: {error}"))?;
     match (request, after) {
-        (Request::Status | Request::Policy, Some(_)) => {
+        (Request::Status | Request::Policy | Request::Metrics, Some(_)) => {
             Err(format!("not a request: `after` is not for `{command}`"))
         }
         (request, _) => Ok(request),
     }
 }
 
-async fn completed(status: Arc<Status>) -> Answer {
+async fn completed(status: Arc<Status>) -> Result<Status, String> {
     let result = tokio::task::spawn_blocking(move || {
         let mut status = Arc::unwrap_or_clone(status);
         let mut elements = Elements::open()?;
@@ -361,9 +352,32 @@ async fn completed(status: Arc<Status>) -> Answer {
         Ok::<_, crate::kernel::elements::ElementsError>(status)
     });
     match result.await {
-        Ok(Ok(status)) => Answer::Status(Box::new(status)),
-        Ok(Err(error)) => Answer::Error(format!("cannot read the kernel's rules: {error}")),
-        Err(error) => Answer::Error(format!("the request failed: {error}")),
+        Ok(Ok(status)) => Ok(status),
+        Ok(Err(error)) => Err(format!("cannot read the kernel's rules: {error}")),
+        Err(error) => Err(format!("the request failed: {error}")),
+    }
+}
+
+/// Packets that the rules counted and did not log; 0 where the kernel cannot be asked, or there are no rules.
+async fn unlogged() -> u64 {
+    let read = || {
+        let mut elements = Elements::open()?;
+        let mut packets = 0;
+        for (table, name) in [
+            (TableFamily::Inet, "unlogged"),
+            (TableFamily::Bridge, "unlogged_frames"),
+        ] {
+            packets += elements.counter(table, &name.into())?.map_or(0, |it| it.packets);
+        }
+        Ok::<_, crate::kernel::elements::ElementsError>(packets)
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(packets)) => packets,
+        Ok(Err(error)) => {
+            debug!(%error, "what was not logged is not known");
+            0
+        }
+        Err(_) => 0,
     }
 }
 
@@ -398,12 +412,13 @@ mod tests {
         #[test]
         fn no_request_but_those_there_are(line in prop_oneof![
             prop::collection::vec(any::<u8>(), 0..200),
-            "\\{\"command\": ?\"(status|policy|flows|stop|down)\"(, ?\"[a-z]{0,4}\": ?[0-9\\[\\{]{0,5})?\\}?\n?".prop_map(String::into_bytes),
+            "\\{\"command\": ?\"(status|policy|flows|metrics|stop|down)\"(, ?\"[a-z]{0,4}\": ?[0-9\\[\\{]{0,5})?\\}?\n?".prop_map(String::into_bytes),
         ]) {
             match request(&line) {
                 Ok(Request::Status) => prop_assert!(String::from_utf8(line).unwrap().contains("status")),
                 Ok(Request::Policy) => prop_assert!(String::from_utf8(line).unwrap().contains("policy")),
                 Ok(Request::Flows { .. }) => prop_assert!(String::from_utf8(line).unwrap().contains("flows")),
+                Ok(Request::Metrics) => prop_assert!(String::from_utf8(line).unwrap().contains("metrics")),
                 Err(message) => prop_assert!(message.len() < 5000),
             }
         }

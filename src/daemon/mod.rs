@@ -14,12 +14,15 @@
 //! | [`source`], [`reload`] | the policy directory, and its changes |
 //! | [`git`] | a repository as the policy's source |
 //! | [`state`] | the last good policy on disk |
-//! | [`metrics`] | the status as Prometheus text |
+//! | [`metrics`] | the status, and what the loop measures, as Prometheus text |
+//! | [`http`] | metrics, the page and what it asks for, over HTTP, on a thread of its own |
+//! | `clients` | the connections of a server, and who goes when there are too many |
 //! | [`status`], [`control`] | what is true now, and the socket that tells it |
 //! | [`flows`] | flows that were denied, audited or forged, by name |
 //! | `findings` | which containers cannot be held to their rights, told when that changes |
 //! | [`lock`], [`refusal`] | one daemon at a time; why it does not start |
 
+mod clients;
 pub mod control;
 pub mod drift;
 mod endings;
@@ -29,6 +32,7 @@ mod findings;
 pub mod flows;
 pub mod git;
 pub mod guard;
+pub mod http;
 pub mod lock;
 pub mod metrics;
 pub mod once;

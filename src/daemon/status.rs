@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::findings;
 use super::state::AuditSince;
-use crate::inventory::{Container, ContainerId, NetworkKind, NetworkMode};
+use crate::inventory::{Container, ContainerId, NetworkId, NetworkKind, NetworkMode};
 use crate::kernel::elements::{Elements, ElementsError};
 use crate::model::Standing;
 use crate::plan::Planner;
@@ -70,6 +70,12 @@ pub struct Status {
     /// Packets that no edge permits but that passed, since the tables were made: their ends are in audit.
     #[serde(default)]
     pub audited_packets: Option<u64>,
+    /// Frames that were not what they claimed to be, since the tables were made.
+    #[serde(default)]
+    pub forged_packets: Option<u64>,
+    /// Denied, audited or forged packets that were counted only: beyond the rate of their sender.
+    #[serde(default)]
+    pub unlogged_packets: Option<u64>,
 }
 
 /// The policy in force.
@@ -78,6 +84,9 @@ pub struct PolicyStatus {
     pub directory: String,
     /// The revision in force; `None`: none was valid yet.
     pub revision: Option<String>,
+    /// When it was accepted, by this daemon or an earlier one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<jiff::Timestamp>,
     /// A newer one that was refused, and how many faults it has.
     pub refused: Option<Refused>,
     /// The policy in force is the last good one, as it was kept on disk.
@@ -239,6 +248,8 @@ impl Status {
             audit: AuditSince::default(),
             denied_packets: None,
             audited_packets: None,
+            forged_packets: None,
+            unlogged_packets: None,
         }
     }
 
@@ -337,6 +348,9 @@ impl Status {
         let packets = |name: &str| counters.get(&CounterName::from(name)).map(|it| it.packets);
         self.denied_packets = packets("denied");
         self.audited_packets = packets("audited");
+        self.forged_packets = packets("forged");
+        let unlogged = [packets("unlogged"), packets("unlogged_frames")];
+        self.unlogged_packets = unlogged.into_iter().flatten().reduce(|a, b| a + b);
         if elements.base_chains()?.is_empty() && self.state != State::Starting {
             self.state = State::Degraded;
             self.reasons.push("the kernel holds none of our rules".to_owned());
@@ -345,10 +359,23 @@ impl Status {
     }
 }
 
-fn container_status(planner: &Planner, container: &Container) -> ContainerStatus {
-    let proven: BTreeSet<IpAddr> = planner
+/// Whether the identity of a container's endpoint on that network is proven in the kernel.
+pub fn is_bound(planner: &Planner, container: &ContainerId, network: &NetworkId) -> bool {
+    let known = planner.inventory().container(container);
+    let endpoint = known.and_then(|it| it.endpoints.get(network));
+    endpoint.is_some_and(|endpoint| are_proven(&proven(planner, container), endpoint.addresses()))
+}
+
+fn are_proven(proven: &BTreeSet<IpAddr>, addresses: impl Iterator<Item = IpAddr>) -> bool {
+    let mut addresses = addresses.peekable();
+    addresses.peek().is_some() && addresses.all(|address| proven.contains(&address))
+}
+
+/// The addresses of a container that the kernel has a binding for.
+fn proven(planner: &Planner, container: &ContainerId) -> BTreeSet<IpAddr> {
+    planner
         .ledger()
-        .claim(&Owner::Container(container.id.clone()))
+        .claim(&Owner::Container(container.clone()))
         .into_iter()
         .flat_map(|claim| claim.keys())
         .filter(|element| planner.ledger().is_applied(element))
@@ -357,7 +384,11 @@ fn container_status(planner: &Planner, container: &Container) -> ContainerStatus
             Key::Binding6(_, _, address) => Some(IpAddr::V6(*address)),
             _ => None,
         })
-        .collect();
+        .collect()
+}
+
+fn container_status(planner: &Planner, container: &Container) -> ContainerStatus {
+    let proven = proven(planner, &container.id);
     let endpoints = container
         .endpoints
         .iter()
@@ -365,7 +396,7 @@ fn container_status(planner: &Planner, container: &Container) -> ContainerStatus
             let network = planner.inventory().network(id)?;
             matches!(network.kind, NetworkKind::Bridge(_)).then(|| {
                 let addresses: Vec<IpAddr> = endpoint.addresses().collect();
-                let bound = !addresses.is_empty() && addresses.iter().all(|address| proven.contains(address));
+                let bound = are_proven(&proven, addresses.iter().copied());
                 EndpointStatus {
                     network: network.name.clone(),
                     addresses,

@@ -33,6 +33,9 @@ const PING: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(
 /// A stream that lived so long was a success: the next pause is the shortest again.
 const SUCCESS: Duration = Duration::from_secs(1);
 
+/// An event that is older was not on its way for so long.
+const LATE: Duration = Duration::from_secs(10);
+
 /// How far back the engine is asked to replay, against small steps of the clock.
 const REPLAY: Duration = Duration::from_secs(1);
 
@@ -69,13 +72,46 @@ pub enum EngineEvent {
     },
 }
 
+/// An event, and when it happened.
+#[derive(Debug, Clone)]
+pub struct Arrived {
+    pub event: EngineEvent,
+    /// By the engine's own time stamp where that makes sense, otherwise when it was read.
+    pub at: Instant,
+}
+
+impl Arrived {
+    fn now(event: EngineEvent) -> Self {
+        let at = Instant::now();
+        Self { event, at }
+    }
+
+    /// With the engine's time stamp, in nanoseconds since the epoch. A clock that was set meanwhile makes none of it.
+    fn stamped(event: EngineEvent, nanoseconds: Option<i64>) -> Self {
+        let stamp = nanoseconds
+            .and_then(|it| u64::try_from(it).ok())
+            .map(Duration::from_nanos);
+        let age = stamp.and_then(|stamp| {
+            SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH + stamp)
+                .ok()
+        });
+        let now = Instant::now();
+        let at = age.filter(|age| *age < LATE).and_then(|age| now.checked_sub(age));
+        Self {
+            event,
+            at: at.unwrap_or(now),
+        }
+    }
+}
+
 /// Follows the events of the engine at that socket until the receiver is dropped, through every restart of the engine.
 /// To be called within a tokio runtime.
-pub fn subscribe(socket: PathBuf) -> mpsc::Receiver<EngineEvent> {
+pub fn subscribe(socket: PathBuf) -> mpsc::Receiver<Arrived> {
     subscribe_with(socket, WAITING)
 }
 
-fn subscribe_with(socket: PathBuf, waiting: usize) -> mpsc::Receiver<EngineEvent> {
+fn subscribe_with(socket: PathBuf, waiting: usize) -> mpsc::Receiver<Arrived> {
     let (sender, receiver) = mpsc::channel(waiting);
     tokio::spawn(async move {
         // It ends when nobody listens any more.
@@ -88,7 +124,7 @@ fn subscribe_with(socket: PathBuf, waiting: usize) -> mpsc::Receiver<EngineEvent
     receiver
 }
 
-async fn reconnect_for_ever(socket: PathBuf, sender: mpsc::Sender<EngineEvent>) {
+async fn reconnect_for_ever(socket: PathBuf, sender: mpsc::Sender<Arrived>) {
     let mut failures = 0;
     loop {
         let reason = match Engine::connect(&socket).await {
@@ -105,7 +141,7 @@ async fn reconnect_for_ever(socket: PathBuf, sender: mpsc::Sender<EngineEvent>) 
         let retry_in = pause(failures, RandomState::new().hash_one(failures));
         failures = failures.saturating_add(1);
         let ended = EngineEvent::Disconnected { reason, retry_in };
-        if sender.send(ended).await.is_err() {
+        if sender.send(Arrived::now(ended)).await.is_err() {
             return;
         }
         tokio::time::sleep(retry_in).await;
@@ -117,17 +153,20 @@ async fn reconnect_for_ever(socket: PathBuf, sender: mpsc::Sender<EngineEvent>) 
 /// That the request was answered does not show that events are caught from now on: the engine sends the headers
 /// first and subscribes then (`getEvents` in its source). So it is asked to replay what happened since before
 /// `Connected` was told. Its memory of 256 events of every type is ample for the milliseconds in between.
-async fn read(engine: Engine, sender: &mpsc::Sender<EngineEvent>) -> String {
+async fn read(engine: Engine, sender: &mpsc::Sender<Arrived>) -> String {
     // While the channel is full no stream is open that would stall the engine.
     let Ok(permit) = sender.reserve().await else {
         return "nobody listens".to_owned();
     };
     let docker = engine.docker.clone();
     let stream = engine.docker.events(Some(options(SystemTime::now())));
-    permit.send(EngineEvent::Connected(engine.clone()));
+    permit.send(Arrived::now(EngineEvent::Connected(engine.clone())));
     let events = stream.filter_map(|message| {
         std::future::ready(match message {
-            Ok(message) => narrow(message).map(Ok),
+            Ok(message) => {
+                let time = message.time_nano;
+                narrow(message).map(|event| Ok(Arrived::stamped(event, time)))
+            }
             Err(error) => Some(Err(chain(&error))),
         })
     });
@@ -153,8 +192,8 @@ async fn silence(docker: &Docker) -> String {
 /// Passes events on and never waits for the consumer: what finds no room is dropped, and one `Resync` takes its place
 /// as soon as there is room again.
 async fn forward(
-    events: impl Stream<Item = Result<EngineEvent, String>>,
-    sender: &mpsc::Sender<EngineEvent>,
+    events: impl Stream<Item = Result<Arrived, String>>,
+    sender: &mpsc::Sender<Arrived>,
 ) -> String {
     let mut events = std::pin::pin!(events);
     let mut dropped = 0_u64;
@@ -164,7 +203,7 @@ async fn forward(
             permit = sender.reserve(), if dropped > 0 => match permit {
                 Ok(permit) => {
                     debug!(dropped, "events dropped");
-                    permit.send(EngineEvent::Resync);
+                    permit.send(Arrived::now(EngineEvent::Resync));
                     dropped = 0;
                 }
                 Err(_) => return "nobody listens".to_owned(),

@@ -14,6 +14,6 @@ pub(crate) mod untrusted;
 mod wire;
 
 pub use client::{Engine, EngineError, EngineVersion};
-pub use events::{EngineEvent, subscribe};
+pub use events::{Arrived, EngineEvent, subscribe};
 pub use listing::NetworkSnapshot;
 pub use networks::{Attachment, NetworkError, NetworkRequest};

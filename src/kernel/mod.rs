@@ -7,6 +7,7 @@
 //! | [`elements`] | inventory, over one netlink socket; counters; whether base chains are hooked |
 //! | [`neighbour`] | two rules that nft has no words for |
 //! | [`generation`] | who changes nftables |
+//! | [`nflog`] | the packets that rules log |
 //! | [`links`] | bridges, ports, the container's end of a veth, routes |
 //! | [`conntrack`] | established flows, and their end |
 //! | [`namespace`] | making sockets in other network namespaces |
@@ -24,6 +25,7 @@ pub mod namespace;
 pub mod neighbour;
 pub mod neighbour_table;
 mod netlink;
+pub mod nflog;
 pub mod nft;
 pub mod privilege;
 pub mod render;

@@ -47,7 +47,14 @@ macro_rules! from_text {
     )+};
 }
 
-from_text!(Choice<GitUrl>, Choice<PathBuf>, GitRef, GitPath);
+from_text!(
+    Choice<GitUrl>,
+    Choice<PathBuf>,
+    Choice<std::net::SocketAddr>,
+    Choice<super::http::Hosts>,
+    GitRef,
+    GitPath
+);
 
 /// Where a repository is: a path, or a URL of a protocol that is allowed. Shown without what may be a password.
 #[derive(Clone, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cofferdam::docker::{Engine, EngineEvent, subscribe};
+use cofferdam::docker::{Arrived, Engine, EngineEvent, subscribe};
 use cofferdam::inventory::Lifecycle;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc::Receiver;
@@ -16,13 +16,10 @@ use crate::lab::lab;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits for the event that is asked for, past all others.
-async fn expect<T>(
-    events: &mut Receiver<EngineEvent>,
-    mut wanted: impl FnMut(&EngineEvent) -> Option<T>,
-) -> T {
+async fn expect<T>(events: &mut Receiver<Arrived>, mut wanted: impl FnMut(&EngineEvent) -> Option<T>) -> T {
     let search = async {
         loop {
-            let event = events.recv().await.unwrap();
+            let event = events.recv().await.unwrap().event;
             if let Some(found) = wanted(&event) {
                 return found;
             }
@@ -31,7 +28,7 @@ async fn expect<T>(
     timeout(PATIENCE, search).await.expect("the event never came")
 }
 
-async fn connected(events: &mut Receiver<EngineEvent>) -> Engine {
+async fn connected(events: &mut Receiver<Arrived>) -> Engine {
     expect(events, |event| match event {
         EngineEvent::Connected(engine) => Some(engine.clone()),
         _ => None,

@@ -22,23 +22,26 @@ use crate::daemon::endings::{Ended, Endings, Report, host_addresses, permits};
 use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, network_step};
 use crate::daemon::expiry::Expiry;
 use crate::daemon::findings::Findings;
-use crate::daemon::flows::FlowLog;
+use crate::daemon::flows::{self, FlowLog, Informant, Update};
 use crate::daemon::git::{self, Repository, Verdict, Watch};
+use crate::daemon::http;
 use crate::daemon::lock::Lock;
+use crate::daemon::metrics::{Awaited, Bound, Measures};
 use crate::daemon::reader::{Finished, Object, Reader, Reading};
 use crate::daemon::source::{self, SourceError};
 use crate::daemon::state::{AuditSince, Good, Keep, Keeper, Kept, Origin, Store};
 use crate::daemon::status::{
     GitStatus, LastGood, Passes, PolicyStatus, Refused, RefusedCommit, State, Status,
 };
-use crate::daemon::{Refusal, chain, reload};
-use crate::docker::{Engine, EngineError, EngineEvent, subscribe};
+use crate::daemon::{Refusal, chain, reload, status};
+use crate::docker::{Arrived, Engine, EngineError, EngineEvent, subscribe};
 use crate::fault;
 use crate::inventory::{ContainerId, Endpoint, Lifecycle, Network};
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::generation::{GenerationEvent, GenerationWatch};
 use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};
+use crate::model::Standing;
 use crate::plan::networks::{NetworkStep, PoolExhausted, Subject};
 use crate::plan::{Doubt, KernelStep, Plan, Planner};
 use crate::policy::{Loaded, Policy, SourceFile};
@@ -105,7 +108,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
 /// Everything that the loop waits for.
 struct Inputs {
     links: mpsc::Receiver<LinkEvent>,
-    engine: mpsc::Receiver<EngineEvent>,
+    engine: mpsc::Receiver<Arrived>,
     endings: mpsc::UnboundedReceiver<Report>,
     readings: mpsc::UnboundedReceiver<Finished>,
     steps: mpsc::UnboundedReceiver<StepDone>,
@@ -212,11 +215,18 @@ struct Daemon {
     /// The repository, where the policies come from one.
     watch: Option<Watch>,
     findings: Findings,
+    flows: FlowLog,
+    /// Learns whose each packet is.
+    informant: Informant,
     /// Whether a pass was made since the status was published, and when that was.
     unpublished: bool,
     published: Instant,
     status: watch::Sender<Arc<Status>>,
     in_force: watch::Sender<Arc<InForce>>,
+    /// What is wrong with the HTTP server, where there is one.
+    http: Option<http::Trouble>,
+    measures: Measures,
+    awaited: Awaited,
     steps: mpsc::UnboundedSender<StepDone>,
     retries: mpsc::UnboundedSender<Retry>,
     _lock: Lock,
@@ -257,10 +267,21 @@ impl Daemon {
         })?;
         let (in_force, in_force_receiver) = watch::channel(Arc::new(InForce::default()));
         let flows = FlowLog::new(Timestamp::now());
+        let informant = flows::start(flows.clone(), settings.options.nflog_group)
+            .map_err(|error| Refusal::system("start the thread that tells denied flows", error))?;
+        let measures = Measures::default();
         let told = control::Told {
             status: status_receiver,
             policy: in_force_receiver,
             flows: flows.clone(),
+            measures: measures.clone(),
+        };
+        let http = match &settings.http {
+            Some(http) => Some(
+                http::start(http.clone(), told.clone())
+                    .map_err(|error| Refusal::system("start the HTTP server's thread", error))?,
+            ),
+            None => None,
         };
         tokio::spawn(control::serve(socket, told));
         fault::point("after-socket");
@@ -323,10 +344,15 @@ impl Daemon {
             audit: AuditSince::default(),
             watch: None,
             findings: Findings::default(),
+            flows,
+            informant,
             unpublished: false,
             published: Instant::now(),
             status,
             in_force,
+            http,
+            measures,
+            awaited: Awaited::default(),
             steps: steps_sender,
             retries: retries_sender,
             _lock: lock,
@@ -383,7 +409,12 @@ impl Daemon {
     /// The policy without the edges that have ended meanwhile. A pass follows where that makes a difference.
     fn end_edges(&mut self) -> Option<Cause> {
         let policy = self.expiry.in_force(Timestamp::now());
-        let changed = self.planner.set_rights(self.settings.rights(policy));
+        let rights = self.settings.rights(policy);
+        let changed = self.planner.set_rights(rights);
+        if changed {
+            let rights = Arc::new(self.planner.rights().clone());
+            self.informant.tell(Update::Rights(rights));
+        }
         changed.then_some("an edge ended")
     }
 }

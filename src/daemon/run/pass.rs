@@ -141,11 +141,38 @@ impl Daemon {
         self.passes.count += 1;
         self.passes.last_cause = cause.to_owned();
         self.passes.last_elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.measure_pass(cause, started);
         self.findings.observe(&self.planner);
+        let moves = self.planner.moves();
+        if !moves.is_empty() {
+            self.informant.tell(Update::Moves(moves));
+        }
         // The next pass does not wait for the status of this one, for a moment.
         self.unpublished = true;
         if self.published.elapsed() > UNPUBLISHED {
             self.publish();
+        }
+    }
+
+    fn measure_pass(&mut self, cause: Cause, started: Instant) {
+        let now = Instant::now();
+        self.measures.pass(cause, now.duration_since(started));
+        // What could not be changed is not answered.
+        if self.kernel_failure.is_some() {
+            return;
+        }
+        let planner = &self.planner;
+        let answered = self.awaited.pass_ended(now, |container, network| {
+            match planner.standings().get(container) {
+                Some(Standing::Managed(_)) | None => match status::is_bound(planner, container, network) {
+                    true => Bound::Yes,
+                    false => Bound::NotYet,
+                },
+                Some(Standing::Unmanaged | Standing::Quarantined(_) | Standing::Isolated(_)) => Bound::Never,
+            }
+        });
+        for (event, elapsed) in answered.0 {
+            self.measures.answered(event, elapsed);
         }
     }
 
@@ -300,7 +327,14 @@ impl Daemon {
         status
             .reasons
             .extend(self.without_bridge_netfilter.iter().cloned());
+        status
+            .reasons
+            .extend(self.http.iter().filter_map(|it| it.borrow().clone()));
         status.reasons.extend(self.policy_reasons());
+        let untold = self.flows.failure();
+        status
+            .reasons
+            .extend(untold.map(|why| format!("denied flows are not told: {why}")));
         status
             .reasons
             .extend(self.exhausted.iter().map(ToString::to_string));

@@ -194,6 +194,7 @@ impl Daemon {
 
     fn put_in_force(&mut self, good: &Good) {
         self.policy.revision = Some(good.revision().to_string());
+        self.policy.accepted = Some(good.accepted);
         self.state_damaged = None;
         let rights = self.settings.rights(good.loaded.policy.clone());
         if self.audit.observe(&rights, Timestamp::now()) {

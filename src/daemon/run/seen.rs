@@ -28,7 +28,8 @@ impl Daemon {
         Some("link event")
     }
 
-    pub(super) fn engine_event(&mut self, event: EngineEvent) -> Option<Cause> {
+    pub(super) fn engine_event(&mut self, arrived: Arrived) -> Option<Cause> {
+        let Arrived { event, at } = arrived;
         debug!(?event, "engine event");
         match event {
             EngineEvent::Connected(engine) => {
@@ -48,6 +49,9 @@ impl Daemon {
                     reason,
                     retry_ms, "no connection to the engine: the rules stand, nothing new opens"
                 );
+                if self.reader.engine().is_some() {
+                    self.measures.engine_lost();
+                }
                 self.reader.connect(None);
                 self.engine_missing = Some(reason);
                 self.release_held_back();
@@ -61,7 +65,31 @@ impl Daemon {
                 self.held_back.push(event);
                 None
             }
-            event => self.object_event(event),
+            event => {
+                self.await_kernel(&event, at);
+                self.object_event(event)
+            }
+        }
+    }
+
+    /// Measures from here how long the kernel takes to hold what the event asks for. What waited for a listing does not
+    /// count: its time is the listing's.
+    fn await_kernel(&mut self, event: &EngineEvent, at: Instant) {
+        match event {
+            EngineEvent::EndpointConnected { network, container } => {
+                self.awaited.connected(container, network, at);
+            }
+            EngineEvent::EndpointDisconnected { network, container } => {
+                self.awaited.ended("disconnect", container, Some(network), at);
+            }
+            EngineEvent::ContainerStopped(id) => self.awaited.ended("die", id, None, at),
+            EngineEvent::ContainerDestroyed(id) => self.awaited.ended("destroy", id, None, at),
+            EngineEvent::ContainerStarted(id) => {
+                if let Some(lead) = self.awaited.started(id, at) {
+                    self.measures.lead(lead);
+                }
+            }
+            _ => {}
         }
     }
 

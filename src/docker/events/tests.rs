@@ -65,17 +65,18 @@ fn the_replay_starts_before_now_in_the_engines_form() {
 #[tokio::test]
 async fn a_slow_consumer_gets_one_resync_for_all_that_was_dropped() {
     let (sender, mut receiver) = mpsc::channel(4);
-    let events = stream::iter((0..100).map(|n| Ok(created(n)))).chain(stream::pending());
+    let events = stream::iter((0..100).map(|n| Ok(Arrived::now(created(n))))).chain(stream::pending());
     let reader = tokio::spawn(async move { forward(events, &sender).await });
     // The reader goes through all of them although nobody takes any.
     while receiver.len() < 4 {
         tokio::task::yield_now().await;
     }
     for n in 0..4 {
-        let event = receiver.recv().await.unwrap();
+        let event = receiver.recv().await.unwrap().event;
         assert_eq!(format!("{event:?}"), format!("{:?}", created(n)));
     }
-    assert!(matches!(receiver.recv().await, Some(EngineEvent::Resync)));
+    let last = receiver.recv().await.map(|it| it.event);
+    assert!(matches!(last, Some(EngineEvent::Resync)));
     tokio::task::yield_now().await;
     assert!(receiver.is_empty());
     drop(receiver);
@@ -87,7 +88,7 @@ async fn no_engine_is_told_and_tried_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut events = subscribe(folder.path().join("docker.sock"));
     for _ in 0..2 {
-        match events.recv().await.unwrap() {
+        match events.recv().await.unwrap().event {
             EngineEvent::Disconnected { reason, retry_in } => {
                 assert!(reason.contains("docker.sock"), "{reason}");
                 assert!(retry_in >= BACKOFF.0 && retry_in <= BACKOFF.0 * 2);
@@ -110,4 +111,21 @@ async fn the_task_ends_with_its_consumer() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("the reader goes on for nobody");
+}
+
+#[test]
+fn an_event_happened_when_the_engine_says_so_unless_that_makes_no_sense() {
+    let age = |stamp: Option<i64>| Arrived::stamped(created(1), stamp).at.elapsed();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let now = i64::try_from(now.as_nanos()).unwrap();
+    assert!((500..5000).contains(&age(Some(now - 500_000_000)).as_millis()));
+    for senseless in [
+        None,
+        Some(-1),
+        Some(0),
+        Some(now + 60_000_000_000),
+        Some(now - 60_000_000_000),
+    ] {
+        assert!(age(senseless) < Duration::from_millis(400), "{senseless:?}");
+    }
 }
