@@ -16,6 +16,7 @@ mod sarif;
 mod schema;
 mod status;
 pub mod test;
+mod verify;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -35,8 +36,9 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, or status --check found the \
-daemon not enforcing; 2 wrong usage, plan found changes, or learn --against found what is missing; 3 no daemon answers, or check --deny-warnings found only \
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, what passes is not what is declared, or \
+status --check found the daemon not enforcing; 2 wrong usage, plan found changes, or learn --against found what is missing; \
+3 no daemon answers, or check --deny-warnings found only \
 warnings; 4 explain says that it is denied, in whole or in part; 10 settings; 11 missing privileges; 12 no engine; 13 engine \
 too old; 14 nft missing or failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system \
 refused something; 19 what a saved plan was made from has changed; 20 git missing or failing";
@@ -63,6 +65,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Watch who opens what to whom, and write the policy that permits just that, to be reviewed
     Learn(learn::LearnArgs),
+    /// Try from inside the containers who reaches whom, and compare with the policy
+    Verify(verify::VerifyArgs),
     /// Draw which service may reach which: DOT, Mermaid or SVG
     Graph(graph::GraphArgs),
     /// Show what is in force: policy, services, endpoints, edges and their hits
@@ -128,6 +132,7 @@ pub fn main() -> ExitCode {
         Command::Graph(args) => concluded(graph::run(args)),
         Command::Learn(args) => concluded(learn::run(args)),
         Command::Explain(args) => concluded(explain::run(args)),
+        Command::Verify(args) => concluded(verify::run(args)),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Flows(args) => concluded(flows::run(&args)),
         Command::Down(args) => concluded(down::run(args)),

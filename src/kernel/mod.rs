@@ -11,6 +11,8 @@
 //! | [`links`] | bridges, ports, the container's end of a veth, routes |
 //! | [`observe`] | tables that only count, for as long as somebody looks |
 //! | [`conntrack`] | established flows, and their end |
+//! | [`namespace`] | making sockets in other network namespaces |
+//! | [`neighbour_table`] | neighbours that are known, and forgetting them |
 //! | [`sockets`] | what listens and is connected in a process's network namespace |
 //! | [`bridge_netfilter`], [`privilege`] | what the host must offer |
 
@@ -20,7 +22,9 @@ pub mod elements;
 pub mod generation;
 mod keys;
 pub mod links;
+pub mod namespace;
 pub mod neighbour;
+pub mod neighbour_table;
 mod netlink;
 pub mod nflog;
 pub mod nft;
