@@ -507,15 +507,7 @@ pub(super) fn parse_base_chain(payload: &[u8]) -> Option<(ChainName, Hook)> {
     const NFTA_HOOK_PRIORITY: u16 = 2;
     text_attribute(payload, NFTA_CHAIN_TABLE).filter(|table| *table == TABLE)?;
     let hook = attribute(payload, NFTA_CHAIN_HOOK)?;
-    // The numbers are the same for inet (`NF_INET_*`) and bridge (`NF_BR_*`).
-    let point = match u32_attribute(hook, NFTA_HOOK_HOOKNUM)? {
-        0 => HookPoint::Prerouting,
-        1 => HookPoint::Input,
-        2 => HookPoint::Forward,
-        3 => HookPoint::Output,
-        4 => HookPoint::Postrouting,
-        _ => return None,
-    };
+    let point = keys::hook(u32_attribute(hook, NFTA_HOOK_HOOKNUM)?)?;
     let priority = u32_attribute(hook, NFTA_HOOK_PRIORITY)?.cast_signed();
     Some((
         ChainName::from(text_attribute(payload, NFTA_CHAIN_NAME)?),
