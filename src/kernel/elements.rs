@@ -22,8 +22,7 @@ use super::netlink::{
     text_attribute, u32_attribute, u64_attribute,
 };
 use crate::plan::ruleset::{
-    ChainName, CounterName, ElementAction, ElementChange, Hook, HookPoint, Key, KeyType, SetRef, TABLE,
-    TableFamily,
+    ChainName, CounterName, ElementAction, ElementChange, Hook, Key, KeyType, SetRef, TABLE, TableFamily,
 };
 
 /// Why elements could not be changed or read.
