@@ -21,6 +21,8 @@ mod daemon;
 mod engine;
 #[path = "faults/figure.rs"]
 mod figure;
+#[path = "faults/flows.rs"]
+mod flows;
 #[path = "faults/frame.rs"]
 mod frame;
 #[path = "faults/held.rs"]
@@ -112,7 +114,8 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
         outage,
         boot,
         unenforceable,
-        rollout
+        rollout,
+        flows
     );
     Ok(report.finish())
 }

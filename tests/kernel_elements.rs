@@ -150,18 +150,21 @@ async fn tables() {
     for chain in ["one", "two", "three"] {
         steps.push(Step::AddChain(Inet, chain.into(), None));
     }
-    let spec = |key, verdicts| SetSpec {
+    let spec = |key, kind| SetSpec {
         key,
-        verdicts,
+        kind,
         size: None,
     };
     for (name, key, _) in key_types() {
-        steps.extend(TableFamily::ALL.map(|table| Step::AddSet(set(table, name), spec(key, false))));
+        steps.extend(TableFamily::ALL.map(|table| Step::AddSet(set(table, name), spec(key, SetKind::Plain))));
     }
-    steps.push(Step::AddSet(set(Inet, "into4"), spec(KeyType::Ipv4, true)));
+    steps.push(Step::AddSet(
+        set(Inet, "into4"),
+        spec(KeyType::Ipv4, SetKind::Verdicts),
+    ));
     let sized = SetSpec {
         key: KeyType::Ipv4Nets,
-        verdicts: false,
+        kind: SetKind::Plain,
         size: Some(4),
     };
     steps.push(Step::AddSet(set(Inet, "sized"), sized));

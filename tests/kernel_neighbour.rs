@@ -70,7 +70,7 @@ fn structure() -> Vec<Step> {
     let set = |name: &str, key| {
         let spec = SetSpec {
             key,
-            verdicts: false,
+            kind: SetKind::Plain,
             size: None,
         };
         Step::AddSet(
@@ -101,6 +101,8 @@ fn structure() -> Vec<Step> {
         set("bound6", KeyType::Binding6),
         set("guarded6", KeyType::Ipv6Nets),
         chain("other", None),
+        chain("forged", None),
+        rule("forged", vec![Statement::Drop]),
         chain("advert", None),
         rule("advert", vec![Statement::Drop]),
         chain("identity", Some(hook)),
@@ -192,7 +194,7 @@ fn the_rules_are_put_at_the_head_once_and_repaired() {
         assert_eq!(whole.len(), 4, "{whole:#?}");
         let begin = [
             "iif . ether saddr . @th,64,128 @bound6 accept",
-            "@th,64,128 @guarded6 drop",
+            "@th,64,128 @guarded6 goto forged",
             "goto other",
             "drop",
         ];

@@ -27,13 +27,13 @@ fn set(table: TableFamily, name: &str) -> SetRef {
     }
 }
 
-fn add_set(table: TableFamily, name: &str, key: KeyType, verdicts: bool) -> Step {
+fn add_set(table: TableFamily, name: &str, key: KeyType, kind: SetKind) -> Step {
     Step::AddSet(
         set(table, name),
         SetSpec {
             key,
-            verdicts,
-            size: (!verdicts).then_some(1024),
+            kind,
+            size: (kind != SetKind::Verdicts).then_some(1024),
         },
     )
 }
@@ -71,19 +71,21 @@ fn everything() -> (Vec<Step>, Vec<&'static str>) {
     let mut steps = vec![
         Step::ResetTables,
         Step::AddCounter(Inet, "e_1".into()),
-        add_set(Inet, "guarded", KeyType::IfName, false),
-        add_set(Inet, "cidr4", KeyType::Ipv4Nets, false),
-        add_set(Inet, "cidr6", KeyType::Ipv6Nets, false),
-        add_set(Inet, "into4", KeyType::Ipv4, true),
-        add_set(Inet, "into6", KeyType::Ipv6, true),
-        add_set(Inet, "callers4", KeyType::Service4, false),
-        add_set(Inet, "callers6", KeyType::Service6, false),
-        add_set(Inet, "carried", KeyType::HostPort, false),
-        add_set(Bridge, "ports", KeyType::IfIndex, false),
-        add_set(Bridge, "macs", KeyType::Mac, false),
-        add_set(Bridge, "ones4", KeyType::Ipv4, false),
-        add_set(Bridge, "bound4", KeyType::Binding4, false),
-        add_set(Bridge, "bound6", KeyType::Binding6, false),
+        add_set(Inet, "guarded", KeyType::IfName, SetKind::Plain),
+        add_set(Inet, "cidr4", KeyType::Ipv4Nets, SetKind::Plain),
+        add_set(Inet, "cidr6", KeyType::Ipv6Nets, SetKind::Plain),
+        add_set(Inet, "into4", KeyType::Ipv4, SetKind::Verdicts),
+        add_set(Inet, "into6", KeyType::Ipv6, SetKind::Verdicts),
+        add_set(Inet, "callers4", KeyType::Service4, SetKind::Plain),
+        add_set(Inet, "callers6", KeyType::Service6, SetKind::Plain),
+        add_set(Inet, "carried", KeyType::HostPort, SetKind::Plain),
+        add_set(Inet, "shares4", KeyType::Ipv4, SetKind::Shares),
+        add_set(Bridge, "shares", KeyType::IfIndex, SetKind::Shares),
+        add_set(Bridge, "ports", KeyType::IfIndex, SetKind::Plain),
+        add_set(Bridge, "macs", KeyType::Mac, SetKind::Plain),
+        add_set(Bridge, "ones4", KeyType::Ipv4, SetKind::Plain),
+        add_set(Bridge, "bound4", KeyType::Binding4, SetKind::Plain),
+        add_set(Bridge, "bound6", KeyType::Binding6, SetKind::Plain),
     ];
     for name in ["pass", "deny", "rules"] {
         steps.push(chain(Inet, name, None));
@@ -198,11 +200,13 @@ fn everything() -> (Vec<Step>, Vec<&'static str>) {
         (S::Stamp(0x4000_0000), "meta mark set meta mark | 0x40000000"),
         (S::Counter("e_1".into()), "counter name \"e_1\""),
         (
-            S::Limit {
+            S::Share {
+                of: Sharer::Address(Side::Source, Family::V4),
+                set: "shares4".into(),
                 per_second: 10,
                 burst: 20,
             },
-            "limit rate 10/second burst 20 packets",
+            "update @shares4 { ip saddr limit rate 10/second burst 20 packets }",
         ),
         (
             S::Log {
@@ -255,6 +259,15 @@ fn everything() -> (Vec<Step>, Vec<&'static str>) {
             "oif . ether daddr . ip6 daddr != @bound6",
         ),
         (S::EtherType(EtherType::Arp), "ether type arp"),
+        (
+            S::Share {
+                of: Sharer::Port,
+                set: "shares".into(),
+                per_second: 10,
+                burst: 20,
+            },
+            "update @shares { iif limit rate 10/second burst 20 packets }",
+        ),
         (
             S::EtherTypeMap(types),
             "ether type vmap { ip : goto a_ip, arp : goto a_arp, ip6 : goto a_ip }",

@@ -5,6 +5,7 @@ pub mod check;
 mod down;
 mod explain;
 mod explain_code;
+mod flows;
 mod graph;
 mod guard;
 mod plan;
@@ -16,7 +17,7 @@ mod status;
 pub mod test;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -63,6 +64,8 @@ enum Command {
     Graph(graph::GraphArgs),
     /// Show what is in force: policy, services, endpoints, edges and their hits
     Status(status::StatusArgs),
+    /// Show what was denied, audited or forged, by service and container
+    Flows(flows::FlowsArgs),
     /// Remove every trace: rules and networks
     Down(down::DownArgs),
 }
@@ -83,6 +86,31 @@ impl SettingsArgs {
     }
 }
 
+/// How the daemon is asked.
+#[derive(Debug, Args)]
+struct ControlArgs {
+    /// The daemon's control socket
+    #[arg(
+        long,
+        env = "COFFERDAM_CONTROL_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/cofferdam/control.sock"
+    )]
+    control_socket: PathBuf,
+}
+
+/// No daemon answers.
+const NO_DAEMON: u8 = 3;
+
+/// Says so.
+fn no_daemon(socket: &Path, error: &io::Error) -> ExitCode {
+    eprintln!(
+        "cofferdam: no daemon answers at {} ({error}): rules that it left stand as they are",
+        socket.display()
+    );
+    ExitCode::from(NO_DAEMON)
+}
+
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     match Cli::parse().command {
@@ -97,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Graph(args) => concluded(graph::run(args)),
         Command::Explain(args) => concluded(explain::run(args)),
         Command::Status(args) => concluded(status::run(&args)),
+        Command::Flows(args) => concluded(flows::run(&args)),
         Command::Down(args) => concluded(down::run(args)),
     }
 }
@@ -124,8 +153,17 @@ fn block_on<T>(future: impl Future<Output = Result<T, Refusal>>) -> Result<T, Re
 fn print_json(value: &impl serde::Serialize) -> Result<(), Refusal> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Refusal::system("write the answer as JSON", error))?;
-    println!("{text}");
-    Ok(())
+    print_text(&format!("{text}\n"))
+}
+
+/// Prints on standard output. That whoever reads has gone away is no failure.
+fn print_text(text: &str) -> Result<(), Refusal> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Refusal::system("print the answer", error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Colours for a terminal, unless `NO_COLOR` is set.

@@ -1,27 +1,21 @@
 //! `cofferdam status`: what is in force.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
 use jiff::Timestamp;
 
-use super::{block_on, print_json};
+use super::{ControlArgs, block_on, no_daemon, print_json, print_text};
 use crate::daemon::Refusal;
 use crate::daemon::control::{Answer, Request, ask};
 use crate::daemon::status::{State, Status};
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// The daemon's control socket
-    #[arg(
-        long,
-        env = "COFFERDAM_CONTROL_SOCKET",
-        value_name = "PATH",
-        default_value = "/run/cofferdam/control.sock"
-    )]
-    control_socket: PathBuf,
+    #[command(flatten)]
+    control: ControlArgs,
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
@@ -33,30 +27,23 @@ pub(super) struct StatusArgs {
     check: bool,
 }
 
-/// No daemon answers.
-const NO_DAEMON: u8 = 3;
-
 pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, Refusal> {
-    let status = match block_on(async { Ok(ask(&args.control_socket, Request::Status).await) })? {
+    let status = match block_on(async { Ok(ask(&args.control.control_socket, Request::Status).await) })? {
         Ok(Answer::Status(status)) => status,
         Ok(Answer::Policy(_) | Answer::Flows(_) | Answer::Metrics(_)) => {
             return Err(Refusal::system("read the status", "the answer is none"));
         }
         Ok(Answer::Error(message)) => return Err(Refusal::system("read the status", message)),
         Err(error) => {
-            eprintln!(
-                "cofferdam: no daemon answers at {} ({error}): rules that it left stand as they are",
-                args.control_socket.display()
-            );
-            return Ok(ExitCode::from(NO_DAEMON));
+            return Ok(no_daemon(&args.control.control_socket, &error));
         }
     };
     if args.json {
         print_json(&status)?
     } else if args.metrics {
-        print!("{}", metrics(&args.control_socket)?)
+        print_text(&metrics(&args.control.control_socket)?)?
     } else {
-        print!("{}", text(&status, Timestamp::now()))
+        print_text(&text(&status, Timestamp::now()))?
     }
     Ok(if args.check && status.state != State::Enforcing {
         ExitCode::from(1)

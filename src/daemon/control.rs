@@ -27,6 +27,7 @@ use super::metrics::{self, Measures, Sources};
 use super::status::Status;
 use crate::kernel::elements::Elements;
 use crate::model::Unmanaged;
+use crate::plan::ruleset::TableFamily;
 use crate::policy::{self, SourceFile};
 
 /// A request is a few words.
@@ -176,9 +177,13 @@ impl Told {
                 let policy = Arc::clone(&self.policy.borrow());
                 policy.answer()
             }
-            Request::Flows { after } => Answer::Flows(Box::new(self.flows.after(after))),
+            Request::Flows { after } => {
+                let mut answer = self.flows.after(after);
+                answer.missed.unlogged_packets = unlogged().await;
+                Answer::Flows(Box::new(answer))
+            }
             Request::Metrics => match self.completed().await {
-                Ok(status) => Answer::Metrics(metrics::text(&self.sources(Arc::new(status)))),
+                Ok(status) => Answer::Metrics(metrics::text(&self.sources(Arc::new(status)).await)),
                 Err(message) => Answer::Error(message),
             },
         }
@@ -194,8 +199,9 @@ impl Told {
     }
 
     /// What metrics are made from, with this status.
-    pub fn sources(&self, status: Arc<Status>) -> Sources {
-        let (totals, missed) = self.flows.totals();
+    pub async fn sources(&self, status: Arc<Status>) -> Sources {
+        let (totals, mut missed) = self.flows.totals();
+        missed.unlogged_packets = unlogged().await;
         Sources {
             status,
             totals,
@@ -346,6 +352,29 @@ async fn completed(status: Arc<Status>) -> Result<Status, String> {
         Ok(Ok(status)) => Ok(status),
         Ok(Err(error)) => Err(format!("cannot read the kernel's rules: {error}")),
         Err(error) => Err(format!("the request failed: {error}")),
+    }
+}
+
+/// Packets that the rules counted and did not log; 0 where the kernel cannot be asked, or there are no rules.
+async fn unlogged() -> u64 {
+    let read = || {
+        let mut elements = Elements::open()?;
+        let mut packets = 0;
+        for (table, name) in [
+            (TableFamily::Inet, "unlogged"),
+            (TableFamily::Bridge, "unlogged_frames"),
+        ] {
+            packets += elements.counter(table, &name.into())?.map_or(0, |it| it.packets);
+        }
+        Ok::<_, crate::kernel::elements::ElementsError>(packets)
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(packets)) => packets,
+        Ok(Err(error)) => {
+            debug!(%error, "what was not logged is not known");
+            0
+        }
+        Err(_) => 0,
     }
 }
 

@@ -51,7 +51,7 @@ pub enum ElementsError {
         #[source]
         source: NetlinkError,
     },
-    #[error("could not read the counters of table inet {TABLE}")]
+    #[error("could not read the counters of the tables {TABLE}")]
     Counters(#[source] NetlinkError),
     #[error("could not read the number of the last transaction of nftables")]
     Generation(#[source] NetlinkError),
@@ -188,6 +188,23 @@ impl Elements {
             .dump(&counters_request(), parse_counter)
             .map_err(ElementsError::Counters)?;
         Ok(counters.into_iter().collect())
+    }
+
+    /// One named counter; `None`: the table has none of this name.
+    pub fn counter(
+        &mut self,
+        table: TableFamily,
+        name: &CounterName,
+    ) -> Result<Option<Counter>, ElementsError> {
+        let mut attributes = counter_attributes();
+        let name = format!("{}\0", name.as_str()).into_bytes();
+        attributes.push(DefaultNla::new(NFTA_OBJ_NAME, name));
+        let request = message(family(table), NfTablesMessage::GetObject(attributes));
+        match self.netfilter.get(&request, parse_counter) {
+            Ok((_, counter)) => Ok(Some(counter)),
+            Err(NetlinkError::Refused(Errno::ENOENT)) => Ok(None),
+            Err(error) => Err(ElementsError::Counters(error)),
+        }
     }
 
     /// The chains of our tables that are hooked into the packet path, with hook and priority. A chain that lost its
@@ -450,14 +467,21 @@ const NFTA_OBJ_TYPE: u16 = 3;
 const NFTA_OBJ_DATA: u16 = 4;
 
 /// Filtered by table and type in the kernel.
+/// Of both tables: no name stands in both.
 fn counters_request() -> NetfilterMessage {
+    message(
+        NetfilterProtoFamily::Unspec,
+        NfTablesMessage::GetObject(counter_attributes()),
+    )
+}
+
+fn counter_attributes() -> Vec<DefaultNla> {
     const NFT_OBJECT_COUNTER: u32 = 1;
     let table = format!("{TABLE}\0").into_bytes();
-    let attributes = vec![
+    vec![
         DefaultNla::new(NFTA_OBJ_TABLE, table),
         DefaultNla::new(NFTA_OBJ_TYPE, NFT_OBJECT_COUNTER.to_be_bytes().to_vec()),
-    ];
-    message(NetfilterProtoFamily::Inet, NfTablesMessage::GetObject(attributes))
+    ]
 }
 
 pub(super) fn parse_counter(payload: &[u8]) -> Option<(CounterName, Counter)> {

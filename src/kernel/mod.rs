@@ -7,6 +7,7 @@
 //! | [`elements`] | inventory, over one netlink socket; counters; whether base chains are hooked |
 //! | [`neighbour`] | two rules that nft has no words for |
 //! | [`generation`] | who changes nftables |
+//! | [`nflog`] | the packets that rules log |
 //! | [`links`] | bridges, ports, the container's end of a veth, routes |
 //! | [`conntrack`] | established flows, and their end |
 //! | [`bridge_netfilter`], [`privilege`] | what the host must offer |
@@ -19,6 +20,7 @@ mod keys;
 pub mod links;
 pub mod neighbour;
 mod netlink;
+pub mod nflog;
 pub mod nft;
 pub mod privilege;
 pub mod render;

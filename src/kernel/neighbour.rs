@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! meta iif . ether saddr . @th,64,128 @bound6 accept     # the advertised address is proven to be the sender's
-//! @th,64,128 @guarded6 drop                              # guarded, and not the sender's
+//! @th,64,128 @guarded6 goto forged                       # guarded, and not the sender's
 //! goto other                                             # about foreign addresses: not ours to judge
 //! ```
 
@@ -31,6 +31,8 @@ pub struct Advertisements {
     pub guarded: SetName,
     /// Where advertisements about foreign addresses continue.
     pub others: ChainName,
+    /// Where those about a guarded address end that is not the sender's.
+    pub forged: ChainName,
 }
 
 impl Default for Advertisements {
@@ -40,6 +42,7 @@ impl Default for Advertisements {
             bound: "bound6".into(),
             guarded: "guarded6".into(),
             others: "other".into(),
+            forged: "forged".into(),
         }
     }
 }
@@ -127,7 +130,6 @@ impl NewRule {
     }
 }
 
-const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 /// `NFT_PAYLOAD_LL_HEADER`: the sender's address is behind the receiver's.
 const LINK_HEADER: u32 = 0;
@@ -152,22 +154,19 @@ fn rules(names: &Advertisements) -> [NewRule; 3] {
                 verdict(vec![VerdictAttribute::Code(Verdict::Other(NF_ACCEPT))]),
             ],
         },
-        // @th,64,128 @guarded6 drop
+        // @th,64,128 @guarded6 goto forged
         NewRule {
             comment: "advertised by another",
             expressions: vec![
                 payload(TRANSPORT_HEADER, TARGET, 16, Reg32_00),
                 lookup(&names.guarded, Reg32_00),
-                verdict(vec![VerdictAttribute::Code(Verdict::Other(NF_DROP))]),
+                goto(&names.forged),
             ],
         },
         // goto other
         NewRule {
             comment: "advertises a foreign address",
-            expressions: vec![verdict(vec![
-                VerdictAttribute::Code(Verdict::Goto),
-                VerdictAttribute::Chain(names.others.as_str().to_owned()),
-            ])],
+            expressions: vec![goto(&names.others)],
         },
     ]
 }
@@ -187,6 +186,13 @@ fn lookup(set: &SetName, register: Register) -> Expressions {
     Expressions::Lookup(vec![
         Lookup::Set(set.as_str().to_owned()),
         Lookup::SourceRegister(register),
+    ])
+}
+
+fn goto(chain: &ChainName) -> Expressions {
+    verdict(vec![
+        VerdictAttribute::Code(Verdict::Goto),
+        VerdictAttribute::Chain(chain.as_str().to_owned()),
     ])
 }
 

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::statements::statement;
 use crate::plan::ruleset::{
-    self, ChainName, CounterName, ElementAction, ElementChange, Hook, HookPoint, Key, KeyType, SetRef,
-    SetSpec, Step, TABLE, TableFamily,
+    self, ChainName, CounterName, ElementAction, ElementChange, Hook, HookPoint, Key, KeyType, SetKind,
+    SetRef, SetSpec, Step, TABLE, TableFamily,
 };
 
 /// The most that a rule's comment may hold (`NFTNL_UDATA_COMMENT_MAXLEN`, with its final zero byte).
@@ -162,10 +162,15 @@ fn add_set(set: &SetRef, spec: SetSpec) -> Value {
     if matches!(spec.key, KeyType::Ipv4Nets | KeyType::Ipv6Nets) {
         put("flags", json!(["interval"]));
     }
+    if spec.kind == SetKind::Shares {
+        // nft 1.0.6 has no word for `dynamic` here, and adds it itself for the rule that updates the set.
+        put("flags", json!(["timeout"]));
+        put("timeout", json!(60));
+    }
     if let Some(size) = spec.size {
         put("size", json!(size));
     }
-    if spec.verdicts {
+    if spec.kind == SetKind::Verdicts {
         put("map", json!("verdict"));
         json!({ "add": { "map": object } })
     } else {

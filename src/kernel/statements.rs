@@ -7,14 +7,12 @@ use jiff::Timestamp;
 use nftables::expr::{
     BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Range, SetItem,
 };
-use nftables::stmt::{
-    Counter, JumpTarget, Limit, Log, Mangle, Match, Operator, Statement as Nft, VerdictMap,
-};
+use nftables::stmt::{Counter, JumpTarget, Log, Mangle, Match, Operator, Statement as Nft, VerdictMap};
 use serde_json::{Value, json};
 
 use crate::net::{AddressSet, Family, PortRange, Transport};
 use crate::plan::ruleset::{
-    Addresses, BindingSource, ChainName, EtherType, Interfaces, SetName, Side, Statement,
+    Addresses, BindingSource, ChainName, EtherType, Interfaces, SetName, Sharer, Side, Statement,
 };
 
 /// The bytes of a packet that a log message carries: enough for every header.
@@ -25,6 +23,12 @@ const SNAPLEN: u32 = 128;
 pub(super) fn statement(statement: &Statement) -> Value {
     let typed = match statement {
         Statement::Before(end) => return before(*end),
+        Statement::Share {
+            of,
+            set,
+            per_second,
+            burst,
+        } => return share(*of, set, *per_second, *burst),
         Statement::Interface(side, interfaces) => interface(*side, interfaces),
         Statement::Port(side, set) => equal(meta(side_of(*side, MetaKey::Iif, MetaKey::Oif)), in_set(set)),
         Statement::Address(side, family, addresses) => address(*side, *family, addresses),
@@ -52,7 +56,6 @@ pub(super) fn statement(statement: &Statement) -> Value {
         Statement::Stamped(bits) => stamped(*bits),
         Statement::Stamp(bits) => stamp(*bits),
         Statement::Counter(name) => Nft::Counter(Counter::Named(name.as_str().into())),
-        Statement::Limit { per_second, burst } => limit(*per_second, *burst),
         Statement::Log { prefix, group } => log(prefix, *group),
         Statement::Accept => Nft::Accept(None),
         Statement::Drop => Nft::Drop(None),
@@ -331,16 +334,14 @@ fn stamp(bits: u32) -> Nft<'static> {
     })
 }
 
-/// `limit rate N/second burst N packets`
-fn limit(per_second: u32, burst: u32) -> Nft<'static> {
-    Nft::Limit(Limit {
-        rate: per_second,
-        rate_unit: None,
-        per: Some("second".into()),
-        burst: Some(burst),
-        burst_unit: None,
-        inv: None,
-    })
+/// `update @SET { ip saddr limit rate N/second burst N packets }`: the `nftables` crate's statement knows no limit.
+fn share(of: Sharer, set: &SetName, per_second: u32, burst: u32) -> Value {
+    let key = match of {
+        Sharer::Address(side, family) => ip_address(side, family),
+        Sharer::Port => meta(MetaKey::Iif),
+    };
+    let limit = json!({ "limit": { "rate": per_second, "per": "second", "burst": burst } });
+    json!({ "set": { "op": "update", "elem": key, "set": in_set(set), "stmt": [limit] } })
 }
 
 /// `log prefix "…" group N snaplen 128`

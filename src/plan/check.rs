@@ -108,7 +108,8 @@ fn dangling(table: &Table, chain: &Chain) -> BTreeSet<String> {
             | Statement::ArpAddress(_, set)
             | Statement::EtherSource(set)
             | Statement::Binding(_, set)
-            | Statement::NotBinding(_, set) => vec![no_set(set)],
+            | Statement::NotBinding(_, set)
+            | Statement::Share { set, .. } => vec![no_set(set)],
             Statement::Counter(counter) => vec![no_counter(counter)],
             Statement::Interface(_, Interfaces::Like(_))
             | Statement::Address(_, _, Addresses::Ranges(_))
@@ -122,7 +123,6 @@ fn dangling(table: &Table, chain: &Chain) -> BTreeSet<String> {
             | Statement::Before(_)
             | Statement::Stamped(_)
             | Statement::Stamp(_)
-            | Statement::Limit { .. }
             | Statement::Log { .. }
             | Statement::Accept
             | Statement::Drop => Vec::new(),

@@ -11,7 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::names::{self, chain};
-use super::ruleset::{Addresses, Chain, Rule, Ruleset, SetSpec, Side, Statement, Table, TableFamily};
+use super::ruleset::{
+    Addresses, Chain, Rule, Ruleset, SetKind, SetSpec, Side, Statement, Table, TableFamily,
+};
 use super::skeleton::{address_key, bridge_table, goto, inet_skeleton, rule};
 use crate::model::{Identity, Rights};
 use crate::net::{AddressSet, Family, PortRange, Transport};
@@ -88,7 +90,7 @@ pub fn compile(rights: &Rights, identities: &BTreeSet<Identity>, options: Option
         ruleset: Ruleset {
             tables: BTreeMap::from([
                 (TableFamily::Inet, inet),
-                (TableFamily::Bridge, bridge_table(options.stamp)),
+                (TableFamily::Bridge, bridge_table(options)),
             ]),
         },
     }
@@ -176,7 +178,7 @@ fn add_identity(inet: &mut Table, identity: &Identity, grants: &Grants<'_>, is_a
                 callers.clone(),
                 SetSpec {
                     key,
-                    verdicts: true,
+                    kind: SetKind::Verdicts,
                     size: None,
                 },
             );

@@ -153,7 +153,8 @@ impl Walk<'_> {
                     Outcome::Return => {}
                 },
                 Statement::Stamp(bits) => *mark |= bits,
-                Statement::Counter(_) | Statement::Limit { .. } | Statement::Log { .. } => {}
+                // Whether a share is used up decides about reports alone.
+                Statement::Counter(_) | Statement::Share { .. } | Statement::Log { .. } => {}
                 Statement::ConnectionState { established, related } => match self.packet.connection {
                     Connection::Established => return Step::Goto(established.clone()),
                     Connection::Related => match self.chain(related, mark) {

@@ -19,4 +19,4 @@ mod published;
 pub mod ruleset;
 mod skeleton;
 
-pub use planner::{Doubt, KernelStep, LinkStep, Moment, Plan, Planner};
+pub use planner::{Doubt, KernelStep, LinkStep, Moment, Moves, Place, Plan, Planner, Resident};

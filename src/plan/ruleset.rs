@@ -15,6 +15,9 @@ use crate::net::{AddressSet, Family, IfName, Mac, PortRange, Transport};
 /// The name of both our tables.
 pub const TABLE: &str = "cofferdam";
 
+/// What the prefix of everything that our rules log begins with; the name of the counter follows.
+pub const LOG_PREFIX: &str = "cofferdam ";
+
 /// Which of our two tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TableFamily {
@@ -105,15 +108,25 @@ pub enum HookPoint {
     Postrouting,
 }
 
-/// A set, or a verdict map when `verdicts`.
+/// A set or a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SetSpec {
     pub key: KeyType,
-    /// Whether each element carries a verdict (`goto` a chain): `type KEY : verdict`.
-    pub verdicts: bool,
+    pub kind: SetKind,
     /// The most elements it can hold. The kernel allocates a sized hash table at once (16 bytes and more for each
     /// element), so only the few global sets have one; the maps of each identity grow with their elements.
     pub size: Option<u32>,
+}
+
+/// What a set is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SetKind {
+    /// Keys alone, put in and taken out by us.
+    Plain,
+    /// Each element carries a verdict (`goto` a chain): `type KEY : verdict`.
+    Verdicts,
+    /// Filled by [`Statement::Share`], one element for each that was seen in the last minute: `flags dynamic, timeout`.
+    Shares,
 }
 
 /// What a set's elements are.
@@ -252,6 +265,15 @@ pub enum BindingSource {
     Receiver(Family),
 }
 
+/// Of whom a share is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharer {
+    /// `ip saddr`, `ip6 daddr`
+    Address(Side, Family),
+    /// `meta iif`
+    Port,
+}
+
 /// The EtherTypes that the bridge table tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum EtherType {
@@ -315,8 +337,10 @@ pub enum Statement {
     Stamp(u32),
     /// `counter name "e_…"`
     Counter(CounterName),
-    /// `limit rate N/second burst N packets`
-    Limit {
+    /// `update @shares4 { ip saddr limit rate N/second burst N packets }`: goes on while this one has not had more than its share.
+    Share {
+        of: Sharer,
+        set: SetName,
         per_second: u32,
         burst: u32,
     },

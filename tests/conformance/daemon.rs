@@ -335,6 +335,26 @@ impl Daemon {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// What a command that asks the daemon printed: standard output, standard error.
+    pub(crate) async fn asked(&self, words: &[&str]) -> anyhow::Result<(String, String)> {
+        let output = Command::new(cofferdam())
+            .args(words)
+            .env("COFFERDAM_CONTROL_SOCKET", self.control())
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .with_context(|| format!("cannot run cofferdam {words:?}"))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if !output.status.success() {
+            bail!(
+                "cofferdam {words:?} ended with {}: {}",
+                output.status,
+                text(&output.stderr)
+            );
+        }
+        Ok((text(&output.stdout), text(&output.stderr)))
+    }
+
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let pid = self
             .process

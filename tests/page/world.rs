@@ -1,6 +1,6 @@
 //! A daemon that is made up: what it tells is what the test says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use cofferdam::daemon::control::{InForce, Told};
@@ -18,6 +18,8 @@ use tokio::sync::watch;
 pub(crate) struct World {
     pub(crate) status: Arc<Mutex<Status>>,
     pub(crate) flows: FlowLog,
+    /// What was attempted so far, by what makes it the same flow.
+    attempts: Arc<Mutex<BTreeMap<(FlowEnd, FlowEnd, u16), u64>>>,
     /// How often the status was read.
     pub(crate) readings: Arc<Mutex<usize>>,
 }
@@ -27,6 +29,7 @@ impl World {
         Self {
             status: Arc::new(Mutex::new(status)),
             flows: FlowLog::new(Timestamp::now()),
+            attempts: Arc::default(),
             readings: Arc::default(),
         }
     }
@@ -56,7 +59,14 @@ impl World {
 
     /// One more attempt.
     pub(crate) fn attempt(&self, from: FlowEnd, to: FlowEnd, port: u16, verdict: FlowVerdict) {
-        self.flows.put(flow(from, to, port, verdict));
+        let mut record = flow(from, to, port, verdict);
+        let key = (record.from.clone(), record.to.clone(), port);
+        let mut all = self.attempts.lock().unwrap();
+        let attempts = all.entry(key).or_default();
+        *attempts += 1;
+        record.attempts = *attempts;
+        record.packets = *attempts;
+        self.flows.put(record);
     }
 
     pub(crate) fn change(&self, change: impl FnOnce(&mut Status)) {
@@ -98,7 +108,7 @@ pub(crate) fn service(name: &str, number: u8) -> FlowEnd {
         kind: EndKind::Service,
         services: BTreeSet::from([name.to_owned()]),
         container: Some(format!("{}-{number}", name.replace('/', "-"))),
-        container_id: None,
+        container_id: Some(format!("{name}{number}")),
         address: format!("172.20.0.{number}").parse().ok(),
     }
 }

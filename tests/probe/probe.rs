@@ -13,6 +13,7 @@ mod dns;
 mod flow;
 mod forge;
 mod hold;
+mod knock;
 mod leak;
 mod repeat;
 mod serve;
@@ -29,6 +30,7 @@ const USAGE: &str = "usage: cofferdam-probe COMMAND
   hold PROTO ADDRESS PORT INTERVAL_MS         one connection; each line on stdin asks for a report
   hammer SECONDS PROTO ADDRESS PORT ...       connects in a tight loop from the first instruction
   leak SECONDS|stdin (+|-)PROTO/ADDRESS/PORT ...  declared and undeclared flows at a high rate, from the first instruction
+  knock PROTO ADDRESS FIRST LAST TIMES        one packet for each port, so often
   watch PROTO 4|6                             every packet of the protocol that reaches this namespace
   spoof PROTO SOURCE DESTINATION PORT COUNT   packets with a forged source
   icmp-error KIND SOURCE DESTINATION PROTO INNER_SOURCE:PORT INNER_DESTINATION:PORT
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         ["hold", proto, address, port, interval] => hold::run(proto, address, port, interval),
         ["hammer", seconds, targets @ ..] => repeat::hammer(seconds, targets),
         ["leak", until, flows @ ..] => leak::run(until, flows),
+        ["knock", proto, address, first, last, times] => knock::run(proto, address, first, last, times),
         ["watch", proto, family] => forge::watch(proto, family),
         ["spoof", proto, source, destination, port, count] => {
             forge::spoof(proto, source, destination, port, count)

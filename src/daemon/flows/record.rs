@@ -114,17 +114,31 @@ impl fmt::Display for FlowEnd {
     }
 }
 
-impl fmt::Display for FlowRecord {
-    /// `shop/web (web-2) -> shop/db (db-1):5432/tcp denied: no edge from shop/web to shop/db`
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {}", self.from, self.to)?;
+impl FlowRecord {
+    /// What was dialled: `shop/db:5432/tcp`, `shop/db icmp type 8`, `world (198.51.100.7):443/tcp`.
+    pub fn target(&self) -> String {
+        let to = match self.to.kind {
+            EndKind::Service => self.to.services.iter().cloned().collect::<Vec<_>>().join("+"),
+            _ => self.to.to_string(),
+        };
         match (self.port, self.icmp_type) {
-            (Some(port), _) => write!(f, ":{port}/{}", self.protocol)?,
-            (None, Some(kind)) => write!(f, " {} type {kind}", self.protocol)?,
-            (None, None) if self.many_ports => write!(f, ":*/{}", self.protocol)?,
-            (None, None) => write!(f, " {}", self.protocol)?,
+            (Some(port), _) => format!("{to}:{port}/{}", self.protocol),
+            (None, Some(kind)) => format!("{to} {} type {kind}", self.protocol),
+            (None, None) if self.many_ports => format!("{to}:*/{}", self.protocol),
+            (None, None) => format!("{to} {}", self.protocol),
         }
-        write!(f, " {}: {}", self.verdict, self.reason)
+    }
+}
+
+impl fmt::Display for FlowRecord {
+    /// `shop/web (web-2) -> shop/db:5432/tcp denied: no edge from shop/web to shop/db`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match self.verdict {
+            FlowVerdict::Denied => "denied",
+            FlowVerdict::Audited => "audited",
+            FlowVerdict::Identity => "dropped as forged",
+        };
+        write!(f, "{} -> {} {verdict}: {}", self.from, self.target(), self.reason)
     }
 }
 

@@ -22,7 +22,7 @@ use crate::daemon::endings::{Ended, Endings, Report, host_addresses, permits};
 use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, network_step};
 use crate::daemon::expiry::Expiry;
 use crate::daemon::findings::Findings;
-use crate::daemon::flows::FlowLog;
+use crate::daemon::flows::{self, FlowLog, Informant, Update};
 use crate::daemon::git::{self, Repository, Verdict, Watch};
 use crate::daemon::http;
 use crate::daemon::lock::Lock;
@@ -215,6 +215,9 @@ struct Daemon {
     /// The repository, where the policies come from one.
     watch: Option<Watch>,
     findings: Findings,
+    flows: FlowLog,
+    /// Learns whose each packet is.
+    informant: Informant,
     /// Whether a pass was made since the status was published, and when that was.
     unpublished: bool,
     published: Instant,
@@ -265,6 +268,8 @@ impl Daemon {
         let (in_force, in_force_receiver) = watch::channel(Arc::new(InForce::default()));
         let flows = FlowLog::new(Timestamp::now());
         let measures = Measures::default();
+        let informant = flows::start(flows.clone(), settings.options.nflog_group)
+            .map_err(|error| Refusal::system("start the thread that tells denied flows", error))?;
         let told = control::Told {
             status: status_receiver,
             policy: in_force_receiver,
@@ -339,6 +344,8 @@ impl Daemon {
             audit: AuditSince::default(),
             watch: None,
             findings: Findings::default(),
+            flows,
+            informant,
             unpublished: false,
             published: Instant::now(),
             status,
@@ -402,7 +409,12 @@ impl Daemon {
     /// The policy without the edges that have ended meanwhile. A pass follows where that makes a difference.
     fn end_edges(&mut self) -> Option<Cause> {
         let policy = self.expiry.in_force(Timestamp::now());
-        let changed = self.planner.set_rights(self.settings.rights(policy));
+        let rights = self.settings.rights(policy);
+        let changed = self.planner.set_rights(rights);
+        if changed {
+            let rights = Arc::new(self.planner.rights().clone());
+            self.informant.tell(Update::Rights(rights));
+        }
         changed.then_some("an edge ended")
     }
 }

@@ -143,6 +143,10 @@ impl Daemon {
         self.passes.last_elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.measure_pass(cause, started);
         self.findings.observe(&self.planner);
+        let moves = self.planner.moves();
+        if !moves.is_empty() {
+            self.informant.tell(Update::Moves(moves));
+        }
         // The next pass does not wait for the status of this one, for a moment.
         self.unpublished = true;
         if self.published.elapsed() > UNPUBLISHED {
@@ -327,6 +331,10 @@ impl Daemon {
             .reasons
             .extend(self.http.iter().filter_map(|it| it.borrow().clone()));
         status.reasons.extend(self.policy_reasons());
+        let untold = self.flows.failure();
+        status
+            .reasons
+            .extend(untold.map(|why| format!("denied flows are not told: {why}")));
         status
             .reasons
             .extend(self.exhausted.iter().map(ToString::to_string));

@@ -9,6 +9,7 @@
 mod wire;
 
 use std::io;
+use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_netfilter::none::ControlMessage;
@@ -23,7 +24,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use self::wire::{NLMSG_DONE, append};
 
 pub(super) use self::wire::{
-    Received, attribute, attributes, messages, size, text_attribute, u32_attribute, u64_attribute,
+    Received, attribute, attributes, messages, size, text, text_attribute, u32_attribute, u64_attribute,
 };
 
 /// `NFNL_SUBSYS_NFTABLES`
@@ -314,6 +315,23 @@ impl Netfilter {
             None if overrun => Err(BatchError::whole(NetlinkError::Overrun)),
             None => Ok(()),
         }
+    }
+
+    /// How long an answer or a notification is waited for.
+    pub(in crate::kernel) fn set_patience(&self, patience: Duration) -> Result<(), NetlinkError> {
+        let milliseconds = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
+        setsockopt(
+            &self.socket,
+            sockopt::ReceiveTimeout,
+            &TimeVal::milliseconds(milliseconds),
+        )
+        .map_err(|errno| NetlinkError::Open(errno.into()))
+    }
+
+    /// Waits for a datagram that nobody asked for.
+    pub(in crate::kernel) fn notification(&mut self) -> Result<&[u8], NetlinkError> {
+        self.receive(0)?;
+        Ok(&self.datagram)
     }
 
     fn next_sequence(&mut self, count: usize) -> u32 {

@@ -94,7 +94,11 @@ pub(in crate::kernel) fn u64_attribute(payload: &[u8], wanted: u16) -> Option<u6
 
 /// An attribute that is text ended by a zero byte.
 pub(in crate::kernel) fn text_attribute(payload: &[u8], wanted: u16) -> Option<&str> {
-    let bytes = attribute(payload, wanted)?;
+    text(attribute(payload, wanted)?)
+}
+
+/// Text up to its zero byte.
+pub(in crate::kernel) fn text(bytes: &[u8]) -> Option<&str> {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     std::str::from_utf8(bytes.get(..end)?).ok()
 }

@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use self::classes::{Class, classes};
 pub use self::ends::{End, Host, Knowledge, Place, Question, QuestionError};
 pub use self::missing::Missing;
+pub use self::reasons::denial;
 use super::{Rights, Verdict};
 use crate::net::{Family, PortRange, Traffic, Transport};
 use crate::policy::{Edge, Ports};

@@ -36,6 +36,39 @@ pub(super) fn reasons(rights: &Rights, question: &Question, between: &[Edge]) ->
     reasons
 }
 
+/// In one sentence why one connection was denied, or passed as audited: `no edge from shop/web to shop/db`. `what` names the
+/// traffic: `5432/tcp`.
+pub fn denial(rights: &Rights, from: &End, to: &End, what: &str) -> String {
+    let ends = [from, to];
+    if let Some(reason) = ends.into_iter().find_map(closed) {
+        return reason;
+    }
+    if let Some(name) = ends.into_iter().find_map(nameless) {
+        return format!("no edge can name {name}: no service selects it");
+    }
+    let is_between =
+        |edge: &Edge| from.touches(&edge.from, &rights.policy) && to.touches(&edge.to, &rights.policy);
+    let [from, to] = ends.map(|end| match end.identity() {
+        Some(identity) => identity.to_string(),
+        None if matches!(end, End::Outside(_)) => End::World.to_string(),
+        None => end.to_string(),
+    });
+    match rights.policy.edges.iter().any(is_between) {
+        true => format!("no edge from {from} to {to} has {what}"),
+        false => format!("no edge from {from} to {to}"),
+    }
+}
+
+fn nameless(end: &End) -> Option<&str> {
+    match end {
+        End::Container {
+            name,
+            standing: Standing::Unmanaged,
+        } => Some(name),
+        _ => None,
+    }
+}
+
 fn closed(end: &End) -> Option<String> {
     let End::Container { name, standing } = end else {
         return None;
@@ -56,15 +89,8 @@ fn closed(end: &End) -> Option<String> {
 }
 
 fn unmanaged(end: &End) -> Option<String> {
-    match end {
-        End::Container {
-            name,
-            standing: Standing::Unmanaged,
-        } => Some(format!(
-            "no service selects `{name}`, so no edge can name it: it needs a service first"
-        )),
-        _ => None,
-    }
+    nameless(end)
+        .map(|name| format!("no service selects `{name}`, so no edge can name it: it needs a service first"))
 }
 
 fn list(services: &BTreeSet<ServiceId>) -> String {

@@ -1,6 +1,6 @@
 //! DOT, for Graphviz.
 
-use super::{Graph, Node};
+use super::{Graph, Node, Outcome};
 use crate::policy::{Mode, Peer};
 
 pub(super) fn render(graph: &Graph) -> String {
@@ -48,6 +48,26 @@ pub(super) fn render(graph: &Graph) -> String {
     for ((from, to), label) in &graph.arcs {
         out += &format!("  {} -> {} [label={}];\n", id(from), id(to), quoted(label));
     }
+    for name in &graph.strangers {
+        let node = id(&Node::Stranger(name.clone()));
+        out += &format!(
+            "  {node} [label={}, style=\"rounded,dotted\", color=\"#888888\"];\n",
+            quoted(name)
+        );
+    }
+    for ((from, to, outcome), sum) in &graph.tried {
+        let colour = match outcome {
+            Outcome::Denied => "#cc2222",
+            Outcome::Audited => "#d08000",
+        };
+        // Off the layout's mind: the picture stays where the policy put it.
+        out += &format!(
+            "  {} -> {} [label={}, color=\"{colour}\", fontcolor=\"{colour}\", style=dashed, constraint=false];\n",
+            id(from),
+            id(to),
+            quoted(&sum.label())
+        );
+    }
     out += "}\n";
     out
 }
@@ -56,6 +76,8 @@ fn id(node: &Node) -> String {
     match node {
         Node::Every(segment) => quoted(&format!("{segment}/*")),
         Node::Peer(peer) => quoted(&peer.to_string()),
+        // No peer's name holds a space.
+        Node::Stranger(name) => quoted(&format!("container {name}")),
     }
 }
 

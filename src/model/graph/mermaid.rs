@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Graph, Node};
+use super::{Graph, Node, Outcome};
 use crate::policy::{Mode, Peer};
 
 pub(super) fn render(graph: &Graph) -> String {
@@ -38,6 +38,20 @@ pub(super) fn render(graph: &Graph) -> String {
     for ((from, to), label) in &graph.arcs {
         out += &format!("  {} -->|{}| {}\n", id(from), quoted(label), id(to));
     }
+    for name in &graph.strangers {
+        out += &format!("  {}({})\n", id(&Node::Stranger(name.clone())), quoted(name));
+    }
+    for ((from, to, _), sum) in &graph.tried {
+        out += &format!("  {} -.->|{}| {}\n", id(from), quoted(&sum.label()), id(to));
+    }
+    for (number, (_, _, outcome)) in graph.tried.keys().enumerate() {
+        let colour = match outcome {
+            Outcome::Denied => "#cc2222",
+            Outcome::Audited => "#d08000",
+        };
+        let link = graph.arcs.len() + number;
+        out += &format!("  linkStyle {link} stroke:{colour},color:{colour}\n");
+    }
     if !audited.is_empty() {
         out += "  classDef audit stroke-dasharray: 5 5\n";
         out += &format!("  class {} audit\n", audited.join(","));
@@ -51,7 +65,8 @@ fn ids(graph: &Graph) -> BTreeMap<Node, String> {
     let services = graph.segments.values().flat_map(BTreeMap::keys);
     let services = services.cloned().map(|id| Node::Peer(Peer::Service(id)));
     let every = graph.every.iter().cloned().map(Node::Every);
-    let nodes: BTreeSet<Node> = outside.chain(services).chain(every).collect();
+    let strangers = graph.strangers.iter().cloned().map(Node::Stranger);
+    let nodes: BTreeSet<Node> = outside.chain(services).chain(every).chain(strangers).collect();
     let number = |(number, node): (usize, Node)| (node, format!("n{number}"));
     nodes.into_iter().enumerate().map(number).collect()
 }

@@ -8,11 +8,15 @@ mod dot;
 mod mermaid;
 #[cfg(test)]
 mod tests;
+mod tried;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::net::Transport;
 use crate::policy::{Mode, Name, Peer, Policy, Ports, ServiceId};
+
+use self::tried::Sums;
+pub use self::tried::{Outcome, Tried};
 
 /// Fewer services of a segment than this are drawn one by one.
 const FEWEST_FOR_ALL: usize = 4;
@@ -25,6 +29,8 @@ pub enum Node {
     /// Every service of a segment.
     Every(Name),
     Peer(Peer),
+    /// A container that no service selects, by name, or an address that nobody is known to have.
+    Stranger(String),
 }
 
 /// What part of a policy is wanted.
@@ -50,6 +56,9 @@ pub struct Graph {
     pub outside: BTreeSet<Peer>,
     /// With their labels.
     pub arcs: BTreeMap<(Node, Node), String>,
+    /// Who tried something and is in no policy.
+    pub strangers: BTreeSet<String>,
+    tried: Sums,
 }
 
 type Arcs = BTreeMap<(Peer, Peer), BTreeSet<Ports>>;

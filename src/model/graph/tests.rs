@@ -89,3 +89,37 @@ fn no_text_ends_early() {
     assert_eq!(dot::quoted("a\"b\\n\n"), "\"a\\\"b\\\\n \"");
     assert_eq!(mermaid::quoted("a\"<b>#\n"), "\"a#34;#60;b#62;#35; \"");
 }
+
+#[test]
+fn what_was_tried_is_drawn_beside_what_may_be() {
+    let policy = policy(&[SHOP, OPS]);
+    let service = |name: &str| Node::Peer(Peer::Service(name.parse().unwrap()));
+    let tried = |from: Node, to: Node, what: &str, outcome| Tried {
+        from,
+        to,
+        outcome,
+        what: what.to_owned(),
+        attempts: 3,
+    };
+    let hostile = "x\"]; <script>`#";
+    let all = [
+        tried(service("shop/web"), service("shop/db"), "5432", Outcome::Denied),
+        tried(service("shop/web"), service("shop/db"), "9090", Outcome::Denied),
+        tried(
+            service("shop/api"),
+            Node::Peer(Peer::World),
+            "443",
+            Outcome::Audited,
+        ),
+        tried(
+            Node::Stranger(hostile.to_owned()),
+            service("shop/db"),
+            "5432",
+            Outcome::Denied,
+        ),
+    ];
+    let mut graph = Graph::of(&policy, &Scope::Around("shop/db".parse().unwrap(), 0));
+    graph.add_tried(all);
+    insta::assert_snapshot!("tried_dot", graph.dot());
+    insta::assert_snapshot!("tried_mermaid", graph.mermaid());
+}

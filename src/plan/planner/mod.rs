@@ -7,6 +7,7 @@ mod decide;
 mod doubts;
 mod observe;
 mod refresh;
+mod residents;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,8 @@ use crate::plan::ledger::{Claim, Ledger, Owner};
 use crate::plan::networks::{Allocator, NetworkStep, PoolExhausted, Pools, Subject, network_steps};
 use crate::plan::ruleset::{ElementAction, ElementChange, Key, Ruleset, Step};
 use crate::policy::ServiceId;
+
+pub use self::residents::{Moves, Place, Resident};
 
 /// What the kernel's tables need.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,6 +167,8 @@ pub struct Planner {
     busy: BTreeMap<Subject, NetworkStep>,
     endings: Endings,
     dirty: Dirty,
+    /// What [`Self::moves`] has not told yet.
+    moved: Dirty,
 }
 
 impl Planner {
@@ -198,6 +203,7 @@ impl Planner {
                 everything: true,
                 ..Dirty::default()
             },
+            moved: Dirty::default(),
         }
     }
 

@@ -21,6 +21,9 @@ impl Planner {
         everything |= self.refresh_structure(dirty.everything);
         self.service_networks = service_networks(&self.rights.policy, &self.inventory, &self.standings);
         self.refresh_claims(everything, &containers, &networks);
+        self.moved.everything |= everything;
+        self.moved.containers.extend(containers);
+        self.moved.networks.extend(networks);
     }
 
     /// Learns whose the namespaces are, on every bridge: a network that is not guarded today may be tomorrow. What the engine

@@ -6,7 +6,7 @@ use super::*;
 use crate::plan::ruleset::{BindingSource, EtherType};
 
 /// `table bridge cofferdam`: whole, for it does not depend on the policy.
-pub(in crate::plan) fn bridge_table(stamp: u32) -> Table {
+pub(in crate::plan) fn bridge_table(options: Options) -> Table {
     let mut table = Table::default();
     for (name, key, size) in [
         ("ports", KeyType::IfIndex, ENDPOINTS),
@@ -21,12 +21,16 @@ pub(in crate::plan) fn bridge_table(stamp: u32) -> Table {
             SetName::from(name),
             SetSpec {
                 key,
-                verdicts: false,
+                kind: SetKind::Plain,
                 size: Some(size),
             },
         );
     }
+    forged_chains(&mut table, options.nflog_group);
     let drop = Statement::Drop;
+    // Neither proven nor foreign.
+    let forged = || Statement::Goto(chain("forged"));
+    let unsealed = || Statement::Goto(chain("unsealed"));
     let accept = Statement::Accept;
     let port = |side| Statement::Port(side, SetName::from("ports"));
     let open_port = |side| Statement::Port(side, SetName::from("open_ports"));
@@ -57,9 +61,8 @@ pub(in crate::plan) fn bridge_table(stamp: u32) -> Table {
             // IGMP (2): a container could become the bridge's multicast querier.
             rule([port(Side::Source), Statement::Protocol(2), drop.clone()]),
             rule([bound(BindingSource::Sender(Family::V4)), accept.clone()]),
-            // Neither proven nor foreign.
-            rule([guarded(Side::Source, Family::V4), drop.clone()]),
-            rule([guarded(Side::Destination, Family::V4), drop.clone()]),
+            rule([guarded(Side::Source, Family::V4), forged()]),
+            rule([guarded(Side::Destination, Family::V4), forged()]),
             goto("other"),
         ],
     );
@@ -74,11 +77,11 @@ pub(in crate::plan) fn bridge_table(stamp: u32) -> Table {
             ]),
             rule([
                 Statement::ArpAddress(Side::Source, SetName::from("guarded4")),
-                drop.clone(),
+                forged(),
             ]),
             rule([
                 Statement::ArpAddress(Side::Destination, SetName::from("guarded4")),
-                drop.clone(),
+                forged(),
             ]),
             goto("other"),
         ],
@@ -100,8 +103,8 @@ pub(in crate::plan) fn bridge_table(stamp: u32) -> Table {
                 Statement::Goto(chain("advert")),
             ]),
             rule([bound(BindingSource::Sender(Family::V6)), accept.clone()]),
-            rule([guarded(Side::Source, Family::V6), drop.clone()]),
-            rule([guarded(Side::Destination, Family::V6), drop.clone()]),
+            rule([guarded(Side::Source, Family::V6), forged()]),
+            rule([guarded(Side::Destination, Family::V6), forged()]),
             goto("other"),
         ],
     );
@@ -111,22 +114,22 @@ pub(in crate::plan) fn bridge_table(stamp: u32) -> Table {
         &mut table,
         "other",
         vec![
-            rule([port(Side::Source), drop.clone()]),
-            rule([Statement::EtherSource(SetName::from("macs")), drop.clone()]),
+            rule([port(Side::Source), forged()]),
+            rule([Statement::EtherSource(SetName::from("macs")), forged()]),
         ],
     );
 
     // After br_netfilter: a frame without the stamp did not pass `inet forward`.
     let mut sealed = vec![
-        rule([Statement::Stamped(stamp), accept.clone()]),
+        rule([Statement::Stamped(options.stamp), accept.clone()]),
         rule([Statement::EtherType(EtherType::Arp), accept.clone()]),
-        rule([port(Side::Source), drop.clone()]),
-        rule([port(Side::Destination), drop.clone()]),
+        rule([port(Side::Source), unsealed()]),
+        rule([port(Side::Destination), unsealed()]),
         rule([open_port(Side::Source), accept.clone()]),
     ];
     for family in Family::ALL {
-        sealed.push(rule([guarded(Side::Source, family), drop.clone()]));
-        sealed.push(rule([guarded(Side::Destination, family), drop.clone()]));
+        sealed.push(rule([guarded(Side::Source, family), unsealed()]));
+        sealed.push(rule([guarded(Side::Destination, family), unsealed()]));
     }
     // A port that nobody has looked at yet, as on a network that is made while no daemon runs. Where its bridge does not
     // call br_netfilter, `inet forward` never sees its frames, and the bridge's name cannot be asked for on every kernel.

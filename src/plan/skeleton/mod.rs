@@ -3,17 +3,19 @@
 
 mod bridge;
 mod host;
+mod report;
 
 use std::collections::BTreeSet;
 
 use super::compile::Options;
 use super::names::{self, CLOSED_INTERFACES, CLOSED_PORTS, chain};
 use super::ruleset::{
-    Addresses, Chain, ChainName, CounterName, Hook, HookPoint, Interfaces, KeyType, Rule, SetName, SetSpec,
-    Side, Statement, Table,
+    Addresses, Chain, ChainName, CounterName, Hook, HookPoint, Interfaces, KeyType, Rule, SetKind, SetName,
+    SetSpec, Side, Statement, Table,
 };
 pub(super) use bridge::bridge_table;
 use host::{carried_chains, host_chains, local_chains};
+use report::{forged_chains, report_chains};
 
 use crate::model::Unmanaged;
 use crate::net::Family;
@@ -39,7 +41,7 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
     for name in ["guarded", "unguarded", "foreign"] {
         let spec = SetSpec {
             key: KeyType::IfName,
-            verdicts: false,
+            kind: SetKind::Plain,
             size: Some(NETWORKS),
         };
         table.sets.insert(SetName::from(name), spec);
@@ -49,14 +51,14 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
         for name in ["into", "outof", "fromhost", "tohost"] {
             let spec = SetSpec {
                 key,
-                verdicts: true,
+                kind: SetKind::Verdicts,
                 size: Some(ENDPOINTS),
             };
             table.sets.insert(names::by_family(name, family), spec);
         }
         let spec = SetSpec {
             key,
-            verdicts: false,
+            kind: SetKind::Plain,
             size: Some(ENDPOINTS),
         };
         for name in ["unmanaged", "audited"] {
@@ -65,14 +67,14 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
         for name in ["hairpin", "proxied", "carried"] {
             let spec = SetSpec {
                 key: service_key(family),
-                verdicts: false,
+                kind: SetKind::Plain,
                 size: Some(ENDPOINTS),
             };
             table.sets.insert(names::by_family(name, family), spec);
         }
         let spec = SetSpec {
             key: nets_key(family),
-            verdicts: false,
+            kind: SetKind::Plain,
             size: Some(NETWORKS),
         };
         table.sets.insert(names::by_family("guarded", family), spec);
@@ -80,13 +82,10 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
     for name in ["carried", "carried_world", "carried_host"] {
         let spec = SetSpec {
             key: KeyType::HostPort,
-            verdicts: false,
+            kind: SetKind::Plain,
             size: Some(ENDPOINTS),
         };
         table.sets.insert(SetName::from(name), spec);
-    }
-    for name in ["denied", "audited"] {
-        table.counters.insert(CounterName::from(name));
     }
 
     base(&mut table, "forward", HookPoint::Forward, -10, {
@@ -156,23 +155,7 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
         "pass",
         vec![rule([Statement::Stamp(options.stamp), Statement::Accept])],
     );
-    for (name, counter, end) in [
-        ("deny", "denied", Statement::Drop),
-        ("audit", "audited", Statement::Goto(chain("pass"))),
-    ] {
-        let report = rule([
-            Statement::Limit {
-                per_second: 200,
-                burst: 200,
-            },
-            Statement::Log {
-                prefix: format!("cofferdam {counter}"),
-                group: options.nflog_group,
-            },
-        ]);
-        let end = rule([Statement::Counter(CounterName::from(counter)), end]);
-        plain(&mut table, name, vec![report, end]);
-    }
+    report_chains(&mut table, options.nflog_group);
     table
 }
 
