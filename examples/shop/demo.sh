@@ -102,6 +102,11 @@ inside() {
     replica
     say "And the shop still works:"
     order cocoa
+    say "The same by Cofferdam's own proof, in both address families and on undeclared ports, too:"
+    local proof
+    proof=$("$COFFERDAM" verify --docker-socket "${daemon_socket#unix://}" --control-socket "$control") ||
+        broken "cofferdam verify finds a difference: $proof"
+    tail -n 1 <<<"$proof"
 
     say "Taking Cofferdam away."
     kill -TERM "$daemon" && wait "$daemon" || true

@@ -1,7 +1,7 @@
 //! `cofferdam explain`: which edge permits a connection, or which edge is missing and where it would be written. Exit
 //! code 0 when it passes, 4 when it does not, 3 when only a daemon could tell and none answers.
 
-mod render;
+pub(super) mod render;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -8,6 +8,7 @@ mod explain_code;
 mod flows;
 mod graph;
 mod guard;
+mod learn;
 mod plan;
 mod policies;
 mod run;
@@ -16,6 +17,7 @@ mod schema;
 mod status;
 pub mod test;
 mod top;
+mod verify;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -35,8 +37,9 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, or status --check found the \
-daemon not enforcing; 2 wrong usage, or plan found changes; 3 no daemon answers, or check --deny-warnings found only \
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, what passes is not what is declared, or \
+status --check found the daemon not enforcing; 2 wrong usage, plan found changes, or learn --against found what is missing; \
+3 no daemon answers, or check --deny-warnings found only \
 warnings; 4 explain says that it is denied, in whole or in part; 10 settings; 11 missing privileges; 12 no engine; 13 engine \
 too old; 14 nft missing or failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system \
 refused something; 19 what a saved plan was made from has changed; 20 git missing or failing";
@@ -61,6 +64,10 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Say which edge permits a connection, or which is missing and where it would be written
     Explain(explain::ExplainArgs),
+    /// Watch who opens what to whom, and write the policy that permits just that, to be reviewed
+    Learn(learn::LearnArgs),
+    /// Try from inside the containers who reaches whom, and compare with the policy
+    Verify(verify::VerifyArgs),
     /// Draw which service may reach which: DOT, Mermaid or SVG
     Graph(graph::GraphArgs),
     /// Show what is in force: policy, services, endpoints, edges and their hits
@@ -126,7 +133,9 @@ pub fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Plan(args) => concluded(plan::run(args)),
         Command::Graph(args) => concluded(graph::run(args)),
+        Command::Learn(args) => concluded(learn::run(args)),
         Command::Explain(args) => concluded(explain::run(args)),
+        Command::Verify(args) => concluded(verify::run(args)),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Flows(args) => concluded(flows::run(&args)),
         Command::Top(args) => concluded(top::run(&args)),

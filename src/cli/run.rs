@@ -1,11 +1,13 @@
 //! `cofferdam run`: the daemon.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use rustix::process::setpriority_process;
 use tracing::debug;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::{SettingsArgs, block_on};
 use crate::daemon::{self, Refusal};
@@ -28,15 +30,32 @@ pub(super) fn run(args: SettingsArgs) -> Result<ExitCode, Refusal> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// For people on a terminal, JSON otherwise; `RUST_LOG` chooses the level.
+/// For people on a terminal, with fields to the systemd journal where standard error is its, JSON otherwise; `RUST_LOG`
+/// chooses the level.
 pub(super) fn start_log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    if is_journal()
+        && let Ok(journal) = tracing_journald::layer()
+    {
+        let journal = journal.with_field_prefix(None);
+        return tracing_subscriber::registry().with(filter).with(journal).init();
+    }
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
+        .with_writer(io::stderr);
+    if io::stderr().is_terminal() {
         log.compact().init()
     } else {
         log.json().flatten_event(true).init()
     }
+}
+
+/// Whether systemd connected standard error with its journal: `JOURNAL_STREAM` is the device and inode of that (systemd.exec(5)).
+fn is_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").ok();
+    let stream = named.as_deref().and_then(|it| it.split_once(':'));
+    let (Some((device, inode)), Ok(stderr)) = (stream, rustix::fs::fstat(io::stderr())) else {
+        return false;
+    };
+    device.parse() == Ok(stderr.st_dev) && inode.parse() == Ok(stderr.st_ino)
 }

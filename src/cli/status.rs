@@ -1,5 +1,6 @@
 //! `cofferdam status`: what is in force.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,7 +11,7 @@ use jiff::Timestamp;
 use super::{ControlArgs, block_on, no_daemon, print_json, print_text};
 use crate::daemon::Refusal;
 use crate::daemon::control::{Answer, Request, ask};
-use crate::daemon::status::{State, Status};
+use crate::daemon::status::{EdgeStatus, EndpointState, EndpointStatus, State, Status};
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
@@ -135,17 +136,11 @@ fn render(out: &mut String, status: &Status, now: Timestamp) -> std::fmt::Result
     for (name, service) in &status.services {
         writeln!(out, "  {name}: {}", count(service.containers.len(), "container"))?;
         for container in &service.containers {
-            let bound = container
-                .endpoints
-                .iter()
-                .filter(|endpoint| endpoint.bound)
-                .count();
-            let endpoints = container.endpoints.len();
             write!(
                 out,
-                "    {} ({bound} of {} bound)",
+                "    {} ({})",
                 container.name,
-                count(endpoints, "endpoint")
+                endpoints(&container.endpoints)
             )?;
             if !container.services.is_empty() {
                 write!(out, ", belongs to {}", container.services.join(" and "))?;
@@ -153,27 +148,7 @@ fn render(out: &mut String, status: &Status, now: Timestamp) -> std::fmt::Result
             writeln!(out)?;
         }
     }
-    writeln!(out, "\nedges")?;
-    let hits = |packets: Option<u64>| packets.map_or_else(|| "-".to_owned(), |it| it.to_string());
-    let width = status
-        .edges
-        .iter()
-        .map(|edge| hits(edge.packets).len())
-        .max()
-        .unwrap_or(0);
-    for edge in &status.edges {
-        let ports = edge.ports.join(", ");
-        let hits = hits(edge.packets);
-        let until = edge.until.as_deref().map(|until| format!(", until {until}"));
-        writeln!(
-            out,
-            "  {hits:>width$}  {} -> {}: {ports}  ({}{})",
-            edge.from,
-            edge.to,
-            edge.declared,
-            until.unwrap_or_default()
-        )?;
-    }
+    edges(out, &status.edges, now)?;
     for (title, found) in [
         ("quarantined", &status.quarantined),
         ("isolated", &status.isolated),
@@ -201,6 +176,65 @@ fn render(out: &mut String, status: &Status, now: Timestamp) -> std::fmt::Result
             out,
             "\n{container} is on {networks} service networks: its start takes longer with each"
         )?;
+    }
+    Ok(())
+}
+
+/// `3 endpoints: 2 bound, 1 pending`; `2 endpoints bound`.
+fn endpoints(endpoints: &[EndpointStatus]) -> String {
+    let mut states: BTreeMap<EndpointState, usize> = BTreeMap::new();
+    for endpoint in endpoints {
+        *states.entry(endpoint.state).or_default() += 1;
+    }
+    let word = |state| match state {
+        EndpointState::Bound => "bound",
+        EndpointState::Pending => "pending",
+        EndpointState::Quarantined => "quarantined",
+        EndpointState::Isolated => "isolated",
+        EndpointState::Unguarded => "on a network that is not guarded",
+    };
+    let all = count(endpoints.len(), "endpoint");
+    let states: Vec<_> = states.into_iter().collect();
+    match states.as_slice() {
+        [] => "no endpoint".to_owned(),
+        [(state, _)] => format!("{all} {}", word(*state)),
+        several => {
+            let each = several
+                .iter()
+                .map(|(state, number)| format!("{number} {}", word(*state)));
+            format!("{all}: {}", each.collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+/// Those that were used, by their hits; after them those that never were.
+fn edges(out: &mut String, edges: &[EdgeStatus], now: Timestamp) -> std::fmt::Result {
+    let hits = |edge: &EdgeStatus| edge.packets.map_or_else(|| "-".to_owned(), |it| it.to_string());
+    let width = edges.iter().map(|edge| hits(edge).len()).max().unwrap_or(0);
+    let (unused, used): (Vec<&EdgeStatus>, Vec<&EdgeStatus>) =
+        edges.iter().partition(|edge| edge.packets == Some(0));
+    for (title, edges) in [
+        ("edges", used),
+        ("edges that were not used since the daemon began", unused),
+    ] {
+        if title == "edges" || !edges.is_empty() {
+            writeln!(out, "\n{title}")?;
+        }
+        for edge in edges {
+            let mut notes = vec![edge.declared.clone()];
+            notes.extend(edge.until.as_ref().map(|until| format!("until {until}")));
+            let last = edge.last_used.as_ref().and_then(|it| it.parse().ok());
+            notes.extend(last.map(|last| format!("last used {} ago", lasted(last, now))));
+            writeln!(
+                out,
+                "  {:>width$}  {} -> {}: {}  ({})",
+                hits(edge),
+                edge.from,
+                edge.to,
+                edge.ports.join(", "),
+                notes.join(", ")
+            )?;
+        }
     }
     Ok(())
 }
@@ -248,6 +282,45 @@ fn count(number: usize, noun: &str) -> String {
 mod tests {
     use super::*;
     use crate::daemon::status::LastGood;
+
+    #[test]
+    fn endpoints_by_state_and_edges_by_use() {
+        let now: Timestamp = "2026-11-27T12:00:00Z".parse().unwrap();
+        let endpoint = |state| EndpointStatus {
+            network: "n".to_owned(),
+            addresses: Vec::new(),
+            bound: state == EndpointState::Bound,
+            state,
+        };
+        let of =
+            |states: &[EndpointState]| endpoints(&states.iter().copied().map(endpoint).collect::<Vec<_>>());
+        assert_eq!(of(&[]), "no endpoint");
+        assert_eq!(of(&[EndpointState::Bound]), "1 endpoint bound");
+        assert_eq!(
+            of(&[EndpointState::Pending, EndpointState::Bound, EndpointState::Bound]),
+            "3 endpoints: 2 bound, 1 pending"
+        );
+        let edge = |to: &str, packets, last: Option<&str>| EdgeStatus {
+            from: "s/a".to_owned(),
+            to: to.to_owned(),
+            ports: vec!["80/tcp".to_owned()],
+            declared: "s.yaml:7:5".to_owned(),
+            packets: Some(packets),
+            last_used: last.map(str::to_owned),
+            ..EdgeStatus::default()
+        };
+        let mut text = String::new();
+        let all = [
+            edge("s/b", 0, None),
+            edge("s/c", 12, Some("2026-11-27T11:58:00Z")),
+        ];
+        edges(&mut text, &all, now).unwrap();
+        assert_eq!(
+            text,
+            "\nedges\n  12  s/a -> s/c: 80/tcp  (s.yaml:7:5, last used 2 minutes ago)\n\n\
+             edges that were not used since the daemon began\n   0  s/a -> s/b: 80/tcp  (s.yaml:7:5)\n"
+        );
+    }
 
     #[test]
     fn audit_and_the_last_good_policy_are_told_with_their_times() {

@@ -25,6 +25,7 @@ use super::clients::Clients;
 use super::flows::{FlowLog, FlowsAnswer};
 use super::metrics::{self, Measures, Sources};
 use super::status::Status;
+use super::usage::Usage;
 use crate::kernel::elements::Elements;
 use crate::model::Unmanaged;
 use crate::plan::ruleset::TableFamily;
@@ -162,6 +163,7 @@ pub struct Told {
     pub status: watch::Receiver<Arc<Status>>,
     pub policy: watch::Receiver<Arc<InForce>>,
     pub flows: FlowLog,
+    pub usage: Usage,
     pub measures: Measures,
 }
 
@@ -177,16 +179,19 @@ impl Told {
                 let policy = Arc::clone(&self.policy.borrow());
                 policy.answer()
             }
-            Request::Flows { after } => {
-                let mut answer = self.flows.after(after);
-                answer.missed.unlogged_packets = unlogged().await;
-                Answer::Flows(Box::new(answer))
-            }
+            Request::Flows { after } => Answer::Flows(Box::new(self.flows_after(after).await)),
             Request::Metrics => match self.completed().await {
-                Ok(status) => Answer::Metrics(metrics::text(&self.sources(Arc::new(status)).await)),
+                Ok(status) => Answer::Metrics(metrics::text(&self.sources(Arc::new(status)))),
                 Err(message) => Answer::Error(message),
             },
         }
+    }
+
+    /// The flows that have changed after this `seq`.
+    pub async fn flows_after(&self, seq: u64) -> FlowsAnswer {
+        let mut answer = self.flows.after(seq);
+        answer.missed.unlogged_packets = unlogged().await;
+        answer
     }
 
     /// The status with what the kernel says now.
@@ -195,13 +200,13 @@ impl Told {
     /// Why the kernel cannot be asked.
     pub async fn completed(&self) -> Result<Status, String> {
         let status = Arc::clone(&self.status.borrow());
-        completed(status).await
+        completed(status, self.usage.clone()).await
     }
 
     /// What metrics are made from, with this status.
-    pub async fn sources(&self, status: Arc<Status>) -> Sources {
+    pub fn sources(&self, status: Arc<Status>) -> Sources {
         let (totals, mut missed) = self.flows.totals();
-        missed.unlogged_packets = unlogged().await;
+        missed.unlogged_packets = status.unlogged_packets.unwrap_or_default();
         Sources {
             status,
             totals,
@@ -341,11 +346,11 @@ pub fn request(line: &[u8]) -> Result<Request, String> {
     }
 }
 
-async fn completed(status: Arc<Status>) -> Result<Status, String> {
+async fn completed(status: Arc<Status>, usage: Usage) -> Result<Status, String> {
     let result = tokio::task::spawn_blocking(move || {
         let mut status = Arc::unwrap_or_clone(status);
         let mut elements = Elements::open()?;
-        status.complete(&mut elements)?;
+        status.complete(&mut elements, &usage)?;
         Ok::<_, crate::kernel::elements::ElementsError>(status)
     });
     match result.await {

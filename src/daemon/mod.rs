@@ -19,7 +19,9 @@
 //! | `clients` | the connections of a server, and who goes when there are too many |
 //! | [`status`], [`control`] | what is true now, and the socket that tells it |
 //! | [`flows`] | flows that were denied, audited or forged, by name |
+//! | [`learn`] | watching without a daemon, for `cofferdam learn` |
 //! | `findings` | which containers cannot be held to their rights, told when that changes |
+//! | [`usage`] | edges' hits and last use |
 //! | [`lock`], [`refusal`] | one daemon at a time; why it does not start |
 
 mod clients;
@@ -33,6 +35,7 @@ pub mod flows;
 pub mod git;
 pub mod guard;
 pub mod http;
+pub mod learn;
 pub mod lock;
 pub mod metrics;
 pub mod once;
@@ -44,6 +47,7 @@ pub mod run;
 pub mod source;
 pub mod state;
 pub mod status;
+pub mod usage;
 
 pub use endings::host_addresses;
 pub use refusal::Refusal;

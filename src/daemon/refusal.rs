@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::git::GitError;
 use crate::docker::EngineError;
-use crate::kernel::{bridge_netfilter, nft, privilege};
+use crate::kernel::{bridge_netfilter, nft, observe, privilege};
 use crate::plan::networks::PoolExhausted;
 use crate::settings::SettingsError;
 
@@ -18,6 +18,8 @@ pub enum Refusal {
     Privilege(#[from] privilege::PrivilegeError),
     #[error(transparent)]
     Nft(#[from] nft::NftError),
+    #[error(transparent)]
+    Observe(#[from] observe::ObserveError),
     #[error(transparent)]
     BridgeNetfilter(#[from] bridge_netfilter::BridgeNetfilterError),
     #[error(transparent)]
@@ -70,6 +72,8 @@ impl Refusal {
             Self::Engine(EngineError::TooOld { .. }) => 13,
             Self::Engine(_) => 12,
             Self::Nft(_) => 14,
+            Self::Observe(observe::ObserveError::Taken) => 17,
+            Self::Observe(_) => 14,
             Self::BridgeNetfilter(_) => 15,
             Self::Pool { .. } => 16,
             Self::AlreadyRunning { .. } => 17,

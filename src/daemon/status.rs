@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::findings;
 use super::state::AuditSince;
+use super::usage::Usage;
 use crate::inventory::{Container, ContainerId, NetworkId, NetworkKind, NetworkMode};
 use crate::kernel::elements::{Elements, ElementsError};
 use crate::model::Standing;
@@ -16,7 +19,7 @@ use crate::plan::names;
 use crate::plan::ruleset::{CounterName, Key};
 
 /// How the daemon is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// It has not made its first pass yet; rules of an earlier run stand.
@@ -30,7 +33,7 @@ pub enum State {
 }
 
 /// Everything that `cofferdam status --json` prints.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     pub version: String,
     pub state: State,
@@ -70,17 +73,24 @@ pub struct Status {
     /// Packets that no edge permits but that passed, since the tables were made: their ends are in audit.
     #[serde(default)]
     pub audited_packets: Option<u64>,
+    /// Frames that were not what they claimed to be, since the tables were made.
+    #[serde(default)]
+    pub forged_packets: Option<u64>,
+    /// Denied, audited or forged packets that were counted only: beyond the rate of their sender.
+    #[serde(default)]
+    pub unlogged_packets: Option<u64>,
 }
 
 /// The policy in force.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyStatus {
     pub directory: String,
     /// The revision in force; `None`: none was valid yet.
     pub revision: Option<String>,
     /// When it was accepted, by this daemon or an earlier one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub accepted: Option<jiff::Timestamp>,
+    #[schemars(with = "Option<String>")]
+    pub accepted: Option<Timestamp>,
     /// A newer one that was refused, and how many faults it has.
     pub refused: Option<Refused>,
     /// The policy in force is the last good one, as it was kept on disk.
@@ -92,7 +102,7 @@ pub struct PolicyStatus {
 }
 
 /// A repository and its commits.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GitStatus {
     /// Without a password.
     pub url: String,
@@ -109,14 +119,14 @@ pub struct GitStatus {
 }
 
 /// A commit that was refused, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RefusedCommit {
     pub commit: String,
     pub why: String,
 }
 
 /// Why an earlier policy is in force.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LastGood {
     /// When it was accepted.
     pub accepted: String,
@@ -126,7 +136,7 @@ pub struct LastGood {
 }
 
 /// A policy that was refused.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refused {
     pub revision: Option<String>,
     pub faults: usize,
@@ -134,7 +144,7 @@ pub struct Refused {
 }
 
 /// Passes since the start.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Passes {
     pub count: u64,
     /// How often the tables were found changed by others and were put back.
@@ -144,7 +154,7 @@ pub struct Passes {
 }
 
 /// A change of our rules, bridges or ports by others.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Drift {
     /// When it was noticed.
     pub at: String,
@@ -169,13 +179,13 @@ impl std::fmt::Display for Drift {
 }
 
 /// One service's containers.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceStatus {
     pub containers: Vec<ContainerStatus>,
 }
 
 /// One container's endpoints.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ContainerStatus {
     pub name: String,
     pub id: String,
@@ -189,16 +199,42 @@ pub struct ContainerStatus {
 }
 
 /// One attachment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EndpointStatus {
     pub network: String,
     pub addresses: Vec<IpAddr>,
-    /// Whether its identity is proven in the kernel: without that nothing of it passes.
+    /// Whether its identity is proven in the kernel: without that nothing of it passes on a guarded network.
     pub bound: bool,
+    #[serde(default)]
+    pub state: EndpointState,
+}
+
+/// How an endpoint stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EndpointState {
+    /// It has its rights, proven in the kernel.
+    Bound,
+    /// It is not proven yet, or its container does not run: nothing of it passes.
+    #[default]
+    Pending,
+    /// Services of two segments claim its container: nothing of it passes.
+    Quarantined,
+    /// No rule can hold its container, and the settings say that it is cut then.
+    Isolated,
+    /// No managed container was ever on its network: none of our business.
+    Unguarded,
+}
+
+impl EndpointStatus {
+    /// Whether it must be proven for anything of it to pass: it has an address, and its network is guarded.
+    pub fn is_wanted(&self) -> bool {
+        !self.addresses.is_empty() && self.state != EndpointState::Unguarded
+    }
 }
 
 /// One edge and its use.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EdgeStatus {
     pub from: String,
     pub to: String,
@@ -211,9 +247,12 @@ pub struct EdgeStatus {
     pub until: Option<String>,
     /// The name of its counter in `table inet cofferdam`.
     pub counter: String,
-    /// New connections' first packets, from the kernel.
+    /// New connections' first packets since the daemon began, from the kernel's counters.
     pub packets: Option<u64>,
     pub bytes: Option<u64>,
+    /// When the counter was last seen to grow, to within 30 s; absent: never since the daemon began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used: Option<String>,
 }
 
 /// From this number of service networks on, a container's start is noticeably slower.
@@ -242,6 +281,8 @@ impl Status {
             audit: AuditSince::default(),
             denied_packets: None,
             audited_packets: None,
+            forged_packets: None,
+            unlogged_packets: None,
         }
     }
 
@@ -299,6 +340,7 @@ impl Status {
                 counter: names::counter(edge).0,
                 packets: None,
                 bytes: None,
+                last_used: None,
             })
             .collect();
         let name = |id: &ContainerId| {
@@ -330,16 +372,16 @@ impl Status {
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn complete(&mut self, elements: &mut Elements) -> Result<(), ElementsError> {
+    pub fn complete(&mut self, elements: &mut Elements, usage: &Usage) -> Result<(), ElementsError> {
         let counters = elements.counters()?;
-        for edge in &mut self.edges {
-            let counter = counters.get(&CounterName(edge.counter.clone()));
-            edge.packets = counter.map(|it| it.packets);
-            edge.bytes = counter.map(|it| it.bytes);
-        }
+        usage.observe(&counters, Timestamp::now());
+        usage.fill(self);
         let packets = |name: &str| counters.get(&CounterName::from(name)).map(|it| it.packets);
         self.denied_packets = packets("denied");
         self.audited_packets = packets("audited");
+        self.forged_packets = packets("forged");
+        let unlogged = [packets("unlogged"), packets("unlogged_frames")];
+        self.unlogged_packets = unlogged.into_iter().flatten().reduce(|a, b| a + b);
         if elements.base_chains()?.is_empty() && self.state != State::Starting {
             self.state = State::Degraded;
             self.reasons.push("the kernel holds none of our rules".to_owned());
@@ -386,7 +428,15 @@ fn container_status(planner: &Planner, container: &Container) -> ContainerStatus
             matches!(network.kind, NetworkKind::Bridge(_)).then(|| {
                 let addresses: Vec<IpAddr> = endpoint.addresses().collect();
                 let bound = are_proven(&proven, addresses.iter().copied());
+                let state = match planner.standings().get(&container.id) {
+                    Some(Standing::Quarantined(_)) => EndpointState::Quarantined,
+                    Some(Standing::Isolated(_)) => EndpointState::Isolated,
+                    _ if bound => EndpointState::Bound,
+                    _ if !planner.is_guarded(id) => EndpointState::Unguarded,
+                    _ => EndpointState::Pending,
+                };
                 EndpointStatus {
+                    state,
                     network: network.name.clone(),
                     addresses,
                     bound,

@@ -1,9 +1,11 @@
-//! The one thing that is ever done to a container itself: stop it.
+//! Single containers: the process that their network namespace belongs to, and the one thing that is ever done to a
+//! container itself: stop it.
 
 use bollard::query_parameters::StopContainerOptionsBuilder;
 
-use super::client::{Engine, refusal};
+use super::client::{Engine, EngineError, refusal};
 use super::networks::NetworkError;
+use super::wire;
 use crate::inventory::ContainerId;
 
 /// Seconds from the request to end to the kill.
@@ -21,5 +23,18 @@ impl Engine {
                 source,
             }),
         }
+    }
+
+    /// The first process of a container, as this host numbers it; `None` where it does not run.
+    pub async fn init_pid(&self, container: &ContainerId) -> Result<Option<u32>, EngineError> {
+        if !wire::is_id(&container.0) {
+            return Ok(None);
+        }
+        let answer = self.get(&format!("/containers/{}/json", container.0)).await;
+        let answer = answer.map_err(EngineError::request(format!("inspect container {container}")))?;
+        let pid = answer.as_ref().and_then(|it| it.pointer("/State/Pid")?.as_u64());
+        Ok(pid
+            .and_then(|pid| u32::try_from(pid).ok())
+            .filter(|pid| *pid != 0))
     }
 }

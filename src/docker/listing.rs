@@ -69,6 +69,12 @@ impl Engine {
     /// The list of containers has the addresses of running ones. A container that is just starting is still `created`
     /// there, and only its networks know its endpoints, so each bridge network is read too.
     pub async fn list(&self) -> Result<Listing, EngineError> {
+        self.list_within(INSPECT_PATIENCE).await
+    }
+
+    /// As [`Self::list`], with another limit for what waits for the starts of containers: what they may do and, where its tag has
+    /// moved on, the name of their image may be missing then.
+    pub async fn list_within(&self, patience: Duration) -> Result<Listing, EngineError> {
         // Containers first: then every network of theirs is in the second list, unless it has gone.
         let answer = self.objects("/containers/json?all=1").await;
         let mut summaries: Vec<Summary> = answer.map_err(EngineError::request("list the containers"))?;
@@ -78,7 +84,7 @@ impl Engine {
         self.inspected.retain(&listed.cloned().map(ContainerId).collect());
         // An inspection of one that is just starting blocks: those come last, and all of them together wait only so long.
         summaries.sort_by_key(Summary::may_be_starting);
-        let deadline = Instant::now() + INSPECT_PATIENCE;
+        let deadline = Instant::now() + patience;
         let stale = wire::stale_wishes(&summaries, &networks);
 
         let containers = stream::iter(summaries)
@@ -136,6 +142,12 @@ impl Engine {
             self.inspected.insert(id.clone(), fixed);
         }
         Ok(container)
+    }
+
+    /// The process id of a container's main process, as the engine's host counts; `None` where none runs. Blocks as
+    /// [`Self::container`] does.
+    pub async fn pid(&self, id: &ContainerId) -> Result<Option<u32>, EngineError> {
+        Ok(self.inspect(id).await?.and_then(|answer| answer.pid()))
     }
 
     /// What the list says of one container, `None` if it says nothing or not enough. Unlike an inspection it never waits for the

@@ -154,6 +154,12 @@ impl Shaped for u16 {
     }
 }
 
+impl Shaped for u32 {
+    fn fits(value: &Value) -> bool {
+        value.is_u64()
+    }
+}
+
 impl Shaped for bool {
     fn fits(value: &Value) -> bool {
         value.is_boolean()

@@ -123,6 +123,12 @@ impl Inspection {
     pub(super) fn needs_names(&self) -> bool {
         needs_names(&self.network_settings)
     }
+
+    /// The main process, where one runs.
+    pub(super) fn pid(&self) -> Option<u32> {
+        let pid = self.state.as_ref()?.pid.as_ref().copied();
+        pid.filter(|pid| *pid > 0)
+    }
 }
 
 fn needs_names(settings: &Field<NetworkSettings>) -> bool {
@@ -146,6 +152,7 @@ pub(super) struct Config {
 struct RunState {
     running: Field<bool>,
     restarting: Field<bool>,
+    pid: Field<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -9,7 +9,11 @@
 //! | [`generation`] | who changes nftables |
 //! | [`nflog`] | the packets that rules log |
 //! | [`links`] | bridges, ports, the container's end of a veth, routes |
+//! | [`observe`] | tables that only count, for as long as somebody looks |
 //! | [`conntrack`] | established flows, and their end |
+//! | [`namespace`] | making sockets in other network namespaces |
+//! | [`neighbour_table`] | neighbours that are known, and forgetting them |
+//! | [`sockets`] | what listens and is connected in a process's network namespace |
 //! | [`bridge_netfilter`], [`privilege`] | what the host must offer |
 
 pub mod bridge_netfilter;
@@ -18,12 +22,16 @@ pub mod elements;
 pub mod generation;
 mod keys;
 pub mod links;
+pub mod namespace;
 pub mod neighbour;
+pub mod neighbour_table;
 mod netlink;
 pub mod nflog;
 pub mod nft;
+pub mod observe;
 pub mod privilege;
 pub mod render;
+pub mod sockets;
 mod statements;
 #[cfg(any(test, feature = "testkit"))]
 pub(crate) mod untrusted;

@@ -139,8 +139,12 @@ impl Nflog {
     /// When the socket is of no use any more.
     pub fn receive(&mut self) -> Result<Batch, NflogError> {
         let datagram = match self.netfilter.notification() {
-            Ok(datagram) => datagram,
             // How many got lost is told by the number of the next one that comes.
+            Err(NetlinkError::Overrun) => self.netfilter.notification(),
+            other => other,
+        };
+        let datagram = match datagram {
+            Ok(datagram) => datagram,
             Err(NetlinkError::Timeout | NetlinkError::Overrun) => return Ok(Batch::default()),
             Err(error) => return Err(NflogError::Receive(error)),
         };

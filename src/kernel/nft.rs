@@ -158,6 +158,11 @@ impl Nft {
             .ok_or(NftError::Missing)
     }
 
+    /// The program's path.
+    pub(super) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// With another limit for each run of nft.
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {

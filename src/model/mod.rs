@@ -6,6 +6,7 @@
 pub mod explain;
 pub mod graph;
 mod identity;
+pub mod learn;
 mod networks;
 mod rights;
 mod unenforceable;

@@ -42,6 +42,7 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     figures.push(scene.forged().await?);
     figures.push(scene.gone().await?);
     figures.push(scene.drawn().await?);
+    figures.push(scene.schemas().await?);
     figures.push(scene.scan().await?);
     Ok(closed(scene.shop, "flows", figures).await)
 }
@@ -331,6 +332,36 @@ impl Scene {
             name: "flows: in the graph".to_owned(),
             tried: 1,
             failed,
+            ..Figure::default()
+        })
+    }
+
+    /// What `status` and `flows` print is what their schemas say, and the status knows which edge was used.
+    async fn schemas(&self) -> anyhow::Result<Figure> {
+        let status = self.shop.daemon.status().await?;
+        let flows = told(&self.shop, "").await?;
+        let mut complaints = Vec::new();
+        for (of, values) in [("status", vec![&status]), ("flow", flows.iter().collect())] {
+            let (schema, _) = self.shop.daemon.asked(&["schema", of]).await?;
+            let schema: Value = serde_json::from_str(&schema)?;
+            let validator =
+                jsonschema::draft202012::new(&schema).map_err(|error| anyhow::anyhow!("{error}"))?;
+            for value in &values {
+                complaints.extend(validator.iter_errors(value).map(|error| format!("{of}: {error}")));
+            }
+            // The twin: a schema that takes anything would be of no use.
+            if values.is_empty() || validator.is_valid(&serde_json::json!({})) {
+                complaints.push(format!("{of}: nothing was held against its schema"));
+            }
+        }
+        let edge = &status["edges"][0];
+        if !edge["last_used"].is_string() || edge["packets"].as_u64() < Some(10) {
+            complaints.push(format!("the edge was used: {edge}"));
+        }
+        Ok(Figure {
+            name: "flows: as the schemas say".to_owned(),
+            tried: u64::try_from(flows.len())? + 1,
+            failed: (!complaints.is_empty()).then(|| complaints.join("; ")),
             ..Figure::default()
         })
     }

@@ -1,13 +1,15 @@
 //! A daemon that is made up: what it tells is what the test says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use cofferdam::daemon::control::{InForce, Told};
 use cofferdam::daemon::flows::{Direction, EndKind, FlowEnd, FlowLog, FlowRecord, FlowVerdict};
 use cofferdam::daemon::http::{Reading, serve_with};
 use cofferdam::daemon::metrics::Measures;
-use cofferdam::daemon::status::{ContainerStatus, EdgeStatus, EndpointStatus, ServiceStatus, State, Status};
+use cofferdam::daemon::status::{
+    ContainerStatus, EdgeStatus, EndpointState, EndpointStatus, ServiceStatus, State, Status,
+};
 use cofferdam::settings::http::Hosts;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
@@ -18,8 +20,6 @@ use tokio::sync::watch;
 pub(crate) struct World {
     pub(crate) status: Arc<Mutex<Status>>,
     pub(crate) flows: FlowLog,
-    /// What was attempted so far, by what makes it the same flow.
-    attempts: Arc<Mutex<BTreeMap<(FlowEnd, FlowEnd, u16), u64>>>,
     /// How often the status was read.
     pub(crate) readings: Arc<Mutex<usize>>,
 }
@@ -29,7 +29,6 @@ impl World {
         Self {
             status: Arc::new(Mutex::new(status)),
             flows: FlowLog::new(Timestamp::now()),
-            attempts: Arc::default(),
             readings: Arc::default(),
         }
     }
@@ -42,6 +41,7 @@ impl World {
             status: watch::channel(Arc::new(Status::starting())).1,
             policy: watch::channel(Arc::new(InForce::default())).1,
             flows: self.flows.clone(),
+            usage: cofferdam::daemon::usage::Usage::default(),
             measures: Measures::default(),
         };
         let world = self.clone();
@@ -59,14 +59,7 @@ impl World {
 
     /// One more attempt.
     pub(crate) fn attempt(&self, from: FlowEnd, to: FlowEnd, port: u16, verdict: FlowVerdict) {
-        let mut record = flow(from, to, port, verdict);
-        let key = (record.from.clone(), record.to.clone(), port);
-        let mut all = self.attempts.lock().unwrap();
-        let attempts = all.entry(key).or_default();
-        *attempts += 1;
-        record.attempts = *attempts;
-        record.packets = *attempts;
-        self.flows.put(record);
+        self.flows.put(flow(from, to, port, verdict));
     }
 
     pub(crate) fn change(&self, change: impl FnOnce(&mut Status)) {
@@ -108,7 +101,7 @@ pub(crate) fn service(name: &str, number: u8) -> FlowEnd {
         kind: EndKind::Service,
         services: BTreeSet::from([name.to_owned()]),
         container: Some(format!("{}-{number}", name.replace('/', "-"))),
-        container_id: Some(format!("{name}{number}")),
+        container_id: None,
         address: format!("172.20.0.{number}").parse().ok(),
     }
 }
@@ -134,6 +127,7 @@ pub(crate) fn edge(from: &str, to: &str, ports: &[&str], packets: u64) -> EdgeSt
         counter: format!("{from}{to}"),
         packets: Some(packets),
         bytes: Some(packets * 60),
+        last_used: None,
     }
 }
 
@@ -147,6 +141,7 @@ pub(crate) fn add_service(status: &mut Status, name: &str, containers: u8) {
             network: "shop_default".to_owned(),
             addresses: vec![format!("172.20.0.{}", number + 1).parse().unwrap()],
             bound: true,
+            state: EndpointState::Bound,
         }],
     };
     let containers = (1..=containers).map(container).collect();

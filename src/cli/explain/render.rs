@@ -9,7 +9,7 @@ use crate::model::explain::{Explanation, Outcome, Part, Ruling};
 use crate::net::Family;
 use crate::policy::Edge;
 
-pub(super) fn text(answer: &Explanation, remarks: &[String]) -> String {
+pub(in crate::cli) fn text(answer: &Explanation, remarks: &[String]) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = render(&mut out, answer, remarks);

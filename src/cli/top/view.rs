@@ -117,7 +117,9 @@ fn endpoints(status: &Status) -> impl Iterator<Item = bool> {
     let containers = status.services.values().flat_map(|it| &it.containers);
     containers
         .filter(move |it| seen.insert(&it.id))
-        .flat_map(|it| it.endpoints.iter().map(|endpoint| endpoint.bound))
+        .flat_map(|it| &it.endpoints)
+        .filter(|it| it.is_wanted())
+        .map(|it| it.bound)
 }
 
 fn pane(title: String, focused: bool) -> Block<'static> {

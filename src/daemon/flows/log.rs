@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::record::{EndKind, FlowRecord, FlowVerdict, FlowsAnswer, Missed};
+use super::record::{EndKind, FlowEnd, FlowRecord, FlowVerdict, FlowsAnswer, Missed};
 use super::resolve::{Attempt, Known, What};
 use super::totals::FlowTotals;
 use crate::inventory::ContainerId;
@@ -54,6 +54,17 @@ struct Entry {
     record: FlowRecord,
     /// When it was last worth a line.
     told: Timestamp,
+    /// Attempts that are not in the totals yet.
+    uncounted: u64,
+}
+
+impl Entry {
+    fn count(&mut self, totals: &mut FlowTotals) {
+        if self.uncounted > 0 {
+            totals.add(&self.record, self.uncounted);
+            self.uncounted = 0;
+        }
+    }
 }
 
 /// The log.
@@ -67,8 +78,8 @@ pub(super) struct Log {
     hasher: RandomState,
     seen: BTreeSet<u64>,
     seen_order: VecDeque<u64>,
+    totals: FlowTotals,
     pub(super) missed: Missed,
-    pub(super) totals: FlowTotals,
 }
 
 /// What a packet was to the log.
@@ -89,8 +100,8 @@ impl Log {
             hasher: RandomState::new(),
             seen: BTreeSet::new(),
             seen_order: VecDeque::new(),
-            missed: Missed::default(),
             totals: FlowTotals::default(),
+            missed: Missed::default(),
         }
     }
 
@@ -120,7 +131,7 @@ impl Log {
             record.seq = self.seq;
             record.packets += 1;
             record.attempts += u64::from(is_new);
-            self.totals.add(record, u64::from(is_new));
+            entry.uncounted += u64::from(is_new);
             record.last_seen = now;
             record.from.address = attempt.from.address;
             record.to.address = attempt.to.address;
@@ -150,24 +161,22 @@ impl Log {
             first_seen: now,
             last_seen: now,
         };
-        self.totals.add(&record, record.attempts);
         self.insert(pair, item, record.clone());
         Noted::Tell(Box::new(record))
     }
 
-    fn insert(&mut self, pair: Pair, item: Item, record: FlowRecord) -> Option<Entry> {
+    fn insert(&mut self, pair: Pair, item: Item, record: FlowRecord) {
         self.make_room(&pair);
-        let told = record.last_seen;
-        let before = self
-            .pairs
-            .entry(pair)
-            .or_default()
-            .insert(item, Entry { record, told });
+        let entry = Entry {
+            told: record.last_seen,
+            uncounted: record.attempts,
+            record,
+        };
+        let before = self.pairs.entry(pair).or_default().insert(item, entry);
         self.records += usize::from(before.is_none());
-        before
     }
 
-    /// Adds a record as it is.
+    /// So many more attempts and packets of this flow.
     pub(super) fn put(&mut self, mut record: FlowRecord) {
         self.seq += 1;
         record.seq = self.seq;
@@ -177,9 +186,24 @@ impl Log {
             to: Who::told(&record.to),
         };
         let item = Item::Rest(format!("{}/{:?}", record.protocol, record.port));
-        let before = self.insert(pair, item, record.clone());
-        let before = before.map_or(0, |it| it.record.attempts);
-        self.totals.add(&record, record.attempts.saturating_sub(before));
+        match self.pairs.get_mut(&pair).and_then(|items| items.get_mut(&item)) {
+            Some(entry) => {
+                entry.uncounted += record.attempts;
+                record.attempts += entry.record.attempts;
+                record.packets += entry.record.packets;
+                record.first_seen = entry.record.first_seen;
+                entry.record = record;
+            }
+            None => self.insert(pair, item, record),
+        }
+    }
+
+    /// Attempts by service and reason.
+    pub(super) fn totals(&mut self) -> &FlowTotals {
+        for entry in self.pairs.values_mut().flat_map(BTreeMap::values_mut) {
+            entry.count(&mut self.totals);
+        }
+        &self.totals
     }
 
     /// Whether it is not an earlier packet that is sent again.
@@ -211,8 +235,9 @@ impl Log {
             let last = |items: &BTreeMap<Item, Entry>| items.values().map(|it| it.record.seq).max();
             let silent = self.pairs.iter().min_by_key(|(_, items)| last(items));
             if let Some(pair) = silent.map(|(pair, _)| pair.clone())
-                && let Some(items) = self.pairs.remove(&pair)
+                && let Some(mut items) = self.pairs.remove(&pair)
             {
+                items.values_mut().for_each(|entry| entry.count(&mut self.totals));
                 self.forgot(items.len());
             }
         }
@@ -223,7 +248,11 @@ impl Log {
             order.sort_unstable();
             let limit = order.get(order.len() / 2).copied().unwrap_or(u64::MAX);
             let before = items.len();
-            items.retain(|_, entry| entry.record.seq > limit);
+            let totals = &mut self.totals;
+            items.retain(|_, entry| {
+                entry.count(totals);
+                entry.record.seq > limit
+            });
             let gone = before - items.len();
             self.forgot(gone);
             self.pairs.retain(|_, items| !items.is_empty());
@@ -261,7 +290,7 @@ impl Who {
         }
     }
 
-    fn told(end: &super::record::FlowEnd) -> Self {
+    fn told(end: &FlowEnd) -> Self {
         Self {
             kind: end.kind,
             container: end.container_id.clone().map(ContainerId),

@@ -8,6 +8,7 @@
 //! | `book` | who had which address and port, also a moment ago |
 //! | `resolve` | a packet in the words of the policy |
 //! | `log` | the records, within bounds |
+//! | `totals` | attempts by service and reason, which only grow |
 //! | `lines` | which of them are written to the log, and how |
 //! | [`record`] | the words of the control socket |
 
@@ -67,18 +68,18 @@ impl FlowLog {
         lock(&self.log).after(seq)
     }
 
+    /// What was attempted in all, and what the log does not hold.
+    pub fn totals(&self) -> (FlowTotals, Missed) {
+        let mut log = lock(&self.log);
+        (log.totals().clone(), log.missed)
+    }
+
     /// Why nothing is told, where that is so.
     pub fn failure(&self) -> Option<String> {
         lock(&self.failure).clone()
     }
 
-    /// What was attempted in all, and what the log does not hold.
-    pub fn totals(&self) -> (FlowTotals, Missed) {
-        let log = lock(&self.log);
-        (log.totals.clone(), log.missed)
-    }
-
-    /// Adds a record as it is, for tests of those who tell it.
+    /// So many more attempts and packets of this flow, for tests of those who tell it.
     pub fn put(&self, record: FlowRecord) {
         lock(&self.log).put(record);
     }

@@ -6,10 +6,11 @@ use std::fmt;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A flow: everything that one end tried at one port of the other, added up.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowRecord {
     /// Grows with every change of any record: what is greater than the last one seen is new.
     pub seq: u64,
@@ -32,12 +33,14 @@ pub struct FlowRecord {
     /// Connections that were tried: a packet that is sent again is no new one.
     pub attempts: u64,
     pub packets: u64,
+    #[schemars(with = "String")]
     pub first_seen: Timestamp,
+    #[schemars(with = "String")]
     pub last_seen: Timestamp,
 }
 
 /// What became of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FlowVerdict {
     /// No edge permits it.
@@ -49,7 +52,7 @@ pub enum FlowVerdict {
 }
 
 /// Between whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// From a container to a container.
@@ -61,7 +64,7 @@ pub enum Direction {
 }
 
 /// One end of a flow, as it was at the time of the packet.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct FlowEnd {
     pub kind: EndKind,
     /// `segment/service`, each that the container belongs to.
@@ -76,7 +79,7 @@ pub struct FlowEnd {
 }
 
 /// What an end is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EndKind {
     /// A container of services.
@@ -153,9 +156,10 @@ impl fmt::Display for FlowVerdict {
 }
 
 /// The answer to [`Request::Flows`](crate::daemon::control::Request::Flows).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowsAnswer {
     /// When this log began: another one, and `seq` counts anew.
+    #[schemars(with = "String")]
     pub since: Timestamp,
     /// The greatest `seq` there is; ask for what comes after it.
     pub last: u64,
@@ -165,7 +169,7 @@ pub struct FlowsAnswer {
 }
 
 /// What the log does not hold, since it began.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Missed {
     /// Packets beyond the kernel's rate for one end: counted, not looked at.
     pub unlogged_packets: u64,

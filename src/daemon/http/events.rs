@@ -77,11 +77,9 @@ fn changes(feed: Arc<Feed>) -> impl Stream<Item = Result<Event, Infallible>> {
 impl Client {
     async fn events(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
-        let mut unlogged = 0;
         match self.feed.snapshot().await {
             Ok(snapshot) => {
                 self.trouble = None;
-                unlogged = snapshot.sources.missed.unlogged_packets;
                 if self.view != snapshot.view.number {
                     self.view = snapshot.view.number;
                     events.push(Event::default().event("view").data(&*snapshot.view.text));
@@ -102,9 +100,7 @@ impl Client {
             }
         }
         let log = self.feed.flows().await;
-        let mut missed = log.missed;
-        missed.unlogged_packets = unlogged;
-        let told = (log.since, log.last, missed);
+        let told = (log.since, log.last, log.missed);
         if self.flows != Some(told) {
             let same_log = self.flows.filter(|(since, ..)| *since == log.since);
             let after = same_log.map_or(0, |(_, last, _)| last);
@@ -113,7 +109,7 @@ impl Client {
             self.flows = Some(told);
             let flows = Flows {
                 since: log.since,
-                missed,
+                missed: log.missed,
                 flows: log.flows.get(new..).unwrap_or_default(),
             };
             // Records are text and numbers: that cannot fail.

@@ -10,7 +10,6 @@ use super::Reading;
 use super::view::{Counters, View};
 use crate::daemon::control::Told;
 use crate::daemon::flows::FlowsAnswer;
-use crate::daemon::metrics::Sources;
 use crate::daemon::status::Status;
 
 /// How old a reading of the status may be: a little less than the time between two questions of a client.
@@ -32,7 +31,6 @@ pub(super) struct Feed {
 #[derive(Debug)]
 pub(super) struct Snapshot {
     pub(super) status: Arc<Status>,
-    pub(super) sources: Sources,
     pub(super) view: Text,
     pub(super) counters: Text,
 }
@@ -66,13 +64,19 @@ impl Feed {
         }
     }
 
+    /// What the daemon tells.
+    pub(super) fn told(&self) -> &Told {
+        &self.told
+    }
+
     /// The status of about now.
     ///
     /// # Errors
     /// Why the kernel cannot be asked.
     pub(super) async fn snapshot(&self) -> Result<Arc<Snapshot>, String> {
         let mut last = self.last.lock().await;
-        if let Some((_, snapshot)) = last.as_ref().filter(|(made, _)| made.elapsed() < STATUS) {
+        if let Some((made, snapshot)) = last.as_ref().filter(|(made, _)| made.elapsed() < STATUS) {
+            let _ = made;
             return Ok(Arc::clone(snapshot));
         }
         let begun = Instant::now();
@@ -82,7 +86,6 @@ impl Feed {
         let view = serde_json::to_string(&View::of(&status)).map_err(json)?;
         let counters = serde_json::to_string(&Counters::of(&status)).map_err(json)?;
         let snapshot = Arc::new(Snapshot {
-            sources: self.told.sources(Arc::clone(&status)).await,
             view: Text::after(before.map(|it| &it.view), view),
             counters: Text::after(before.map(|it| &it.counters), counters),
             status,
@@ -97,7 +100,7 @@ impl Feed {
         if let Some((_, flows)) = last.as_ref().filter(|(made, _)| made.elapsed() < FLOWS) {
             return Arc::clone(flows);
         }
-        let flows = Arc::new(self.told.flows.after(0));
+        let flows = Arc::new(self.told.flows_after(0).await);
         *last = Some((Instant::now(), Arc::clone(&flows)));
         flows
     }

@@ -41,7 +41,6 @@ use tracing::{debug, info, warn};
 use self::feed::Feed;
 use super::clients::Clients;
 use super::control::Told;
-use super::flows::FlowsAnswer;
 use super::metrics;
 use super::status::{self, Status};
 use crate::settings::http::{Hosts, HttpSettings};
@@ -211,14 +210,15 @@ async fn prometheus(State(feed): Shared, headers: HeaderMap) -> Response {
         Err(message) => return unavailable(&message),
     };
     let accepted = headers.get("accept").and_then(|it| it.to_str().ok());
+    let sources = feed.told().sources(Arc::clone(&snapshot.status));
     if accepted.is_some_and(|it| it.contains("application/openmetrics-text")) {
         (
             [(CONTENT_TYPE, metrics::OPENMETRICS)],
-            metrics::openmetrics(&snapshot.sources),
+            metrics::openmetrics(&sources),
         )
             .into_response()
     } else {
-        ([(CONTENT_TYPE, metrics::TEXT)], metrics::text(&snapshot.sources)).into_response()
+        ([(CONTENT_TYPE, metrics::TEXT)], metrics::text(&sources)).into_response()
     }
 }
 
@@ -274,14 +274,7 @@ struct After {
 }
 
 async fn flows(State(feed): Shared, Query(After { after }): Query<After>) -> Response {
-    let snapshot = match feed.snapshot().await {
-        Ok(snapshot) => snapshot,
-        Err(message) => return unavailable(&message),
-    };
-    let mut answer = FlowsAnswer::clone(&*feed.flows().await);
-    answer.flows.retain(|flow| flow.seq > after);
-    answer.missed.unlogged_packets = snapshot.sources.missed.unlogged_packets;
-    json(&answer)
+    json(&feed.told().flows_after(after).await)
 }
 
 fn json(value: &impl Serialize) -> Response {

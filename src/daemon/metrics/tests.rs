@@ -17,6 +17,7 @@ fn edge(from: &str, to: &str) -> EdgeStatus {
         counter: format!("{from}{to}"),
         packets: Some(3),
         bytes: Some(180),
+        last_used: None,
     }
 }
 
@@ -101,8 +102,9 @@ fn the_status_as_text() {
     status.unenforceable_counts = [("privileged".to_owned(), 2)].into();
     let endpoint = |bound| EndpointStatus {
         network: "n".to_owned(),
-        addresses: Vec::new(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
         bound,
+        state: crate::daemon::status::EndpointState::default(),
     };
     let container = ContainerStatus {
         name: "web-1".to_owned(),

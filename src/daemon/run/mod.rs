@@ -33,6 +33,7 @@ use crate::daemon::state::{AuditSince, Good, Keep, Keeper, Kept, Origin, Store};
 use crate::daemon::status::{
     GitStatus, LastGood, Passes, PolicyStatus, Refused, RefusedCommit, State, Status,
 };
+use crate::daemon::usage::Usage;
 use crate::daemon::{Refusal, chain, reload, status};
 use crate::docker::{Arrived, Engine, EngineError, EngineEvent, subscribe};
 use crate::fault;
@@ -267,15 +268,17 @@ impl Daemon {
         })?;
         let (in_force, in_force_receiver) = watch::channel(Arc::new(InForce::default()));
         let flows = FlowLog::new(Timestamp::now());
-        let measures = Measures::default();
         let informant = flows::start(flows.clone(), settings.options.nflog_group)
             .map_err(|error| Refusal::system("start the thread that tells denied flows", error))?;
+        let measures = Measures::default();
         let told = control::Told {
             status: status_receiver,
             policy: in_force_receiver,
             flows: flows.clone(),
+            usage: Usage::default(),
             measures: measures.clone(),
         };
+        tokio::spawn(told.usage.clone().keep());
         let http = match &settings.http {
             Some(http) => Some(
                 http::start(http.clone(), told.clone())

@@ -9,13 +9,15 @@ use crate::model::Rights;
 use crate::policy::Mode;
 
 /// What no edge permits passes there since these moments.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct AuditSince {
     /// Every service, since the setting `mode` says so.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub host: Option<Timestamp>,
     /// By `segment/service`: those that the policy itself puts in audit.
+    #[schemars(with = "BTreeMap<String, String>")]
     pub services: BTreeMap<String, Timestamp>,
 }
 

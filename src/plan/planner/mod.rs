@@ -222,6 +222,11 @@ impl Planner {
         &self.standings
     }
 
+    /// Whether a managed container is or was on the network, or it is ours.
+    pub fn is_guarded(&self, network: &NetworkId) -> bool {
+        self.guarded.contains(network)
+    }
+
     /// The networks that the policy calls for.
     pub fn service_networks(&self) -> &BTreeMap<ServiceId, ServiceNetwork> {
         &self.service_networks

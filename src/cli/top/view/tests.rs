@@ -30,6 +30,7 @@ fn status(packets: [u64; 3]) -> Status {
         counter: format!("{from}{to}"),
         packets: Some(packets),
         bytes: Some(packets * 60),
+        last_used: None,
     };
     status.edges = vec![
         edge("world", "shop/web", "80/tcp", packets[0]),
