@@ -13,7 +13,7 @@ help:
 setup:
 	@[ "$$(id -u)" = 0 ] || { echo "packages, namespaces and dockerd need root: run make as root" >&2; exit 1; }
 	@command -v cargo >/dev/null || { echo "there is no cargo on PATH: install Rust from https://rustup.rs" >&2; exit 1; }
-	@tests/engine/private-engine setup jq git openssh-client
+	@tests/engine/private-engine setup jq git openssh-client chromium chromium-driver
 
 build:
 	cargo build --locked
@@ -34,7 +34,7 @@ lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	@for script in tests/run tests/engine/private-engine .ci/run examples/shop/*.sh examples/shop/*/*.sh examples/gitops/ci/policy.sh \
-		examples/gitops/hooks/pre-commit; do \
+		examples/gitops/hooks/pre-commit examples/monitoring/check.sh docs/pictures/make; do \
 		bash -n "$$script" || exit 1; \
 		if command -v shellcheck >/dev/null; then shellcheck "$$script" || exit 1; fi; \
 	done
