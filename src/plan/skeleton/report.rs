@@ -37,12 +37,14 @@ pub(super) fn report_chains(table: &mut Table, group: u16) {
             Statement::Goto(chain("pass")),
         ),
     ] {
+        // iifname @guarded goto deny_container
         // iifname { "docker0", "br-*", "cfd-*" } goto deny_container
-        let containers = rule([
+        let mut rules: Vec<Rule> = [
+            interface(Side::Source, "guarded"),
             Statement::Interface(Side::Source, closed_interfaces()),
-            Statement::Goto(chain(from_container)),
-        ]);
-        let mut rules = vec![containers];
+        ]
+        .map(|containers| rule([containers, Statement::Goto(chain(from_container))]))
+        .into();
         rules.extend(reports(Side::Destination, end, group));
         plain(table, name, rules);
         plain(table, from_container, reports(Side::Source, end, group).into());
