@@ -13,6 +13,9 @@
 
 #[path = "faults/boot.rs"]
 mod boot;
+#[path = "page/browser.rs"]
+#[expect(clippy::unwrap_used, reason = "it is made for tests that fail by panicking")]
+mod browser;
 #[path = "faults/crashes.rs"]
 mod crashes;
 #[path = "conformance/daemon.rs"]
@@ -33,6 +36,8 @@ mod identity;
 mod kernel;
 #[path = "faults/outage.rs"]
 mod outage;
+#[path = "faults/page.rs"]
+mod page;
 #[path = "faults/proxy.rs"]
 mod proxy;
 #[path = "faults/race.rs"]
@@ -115,7 +120,8 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
         boot,
         unenforceable,
         rollout,
-        flows
+        flows,
+        page
     );
     Ok(report.finish())
 }

@@ -23,6 +23,7 @@ impl Browser {
             let found = Command::new(program)
                 .arg("--version")
                 .stdout(Stdio::null())
+                .stderr(Stdio::null())
                 .status();
             assert!(
                 found.is_ok_and(|it| it.success()),
