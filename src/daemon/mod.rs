@@ -37,6 +37,7 @@ pub mod guard;
 pub mod http;
 pub mod learn;
 pub mod lock;
+mod manager;
 pub mod metrics;
 pub mod once;
 pub mod preview;
