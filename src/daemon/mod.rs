@@ -26,6 +26,7 @@
 
 mod clients;
 pub mod control;
+pub mod doctor;
 pub mod drift;
 mod endings;
 pub mod executor;
