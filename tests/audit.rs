@@ -169,7 +169,6 @@ fn each_finding_has_a_container_that_has_it_and_one_that_has_not() {
         ("CFA015", &[], &["--device=/dev/full"]),
         ("CFA016", &[], &["--security-opt=seccomp=unconfined"]),
         ("CFA017", &[], &["--security-opt=apparmor=unconfined"]),
-        ("CFA018", &[], &["--security-opt=label=disable"]),
         ("CFA019", &["--security-opt=no-new-privileges"], &[]),
         ("CFA020", &[], &["--pid=host"]),
         ("CFA021", &["--ipc=private"], &["--ipc=host"]),
@@ -255,7 +254,7 @@ fn each_finding_has_a_container_that_has_it_and_one_that_has_not() {
     engine.docker_start(mended);
     let found = codes(&engine.report(&policies));
     assert_eq!(found[""], BTreeSet::from(["CFA102", "CFA103"].map(str::to_owned)));
-    assert_eq!(found["CFA019-18"], BTreeSet::from(["CFA040".to_owned()]));
+    assert_eq!(found["CFA019-17"], BTreeSet::from(["CFA040".to_owned()]));
     engine.script("stop", &[], "");
     engine.docker_start("--seccomp-profile=unconfined");
     let found = codes(&engine.report(&policies));

@@ -285,7 +285,8 @@ fn security(container: &Container, posture: &Posture, engine: &EnginePosture, re
             "drop `--security-opt apparmor=unconfined`",
         );
     }
-    if own.selinux_off {
+    // The engine takes it off by itself with the host's processes or IPC, with SELinux or without.
+    if own.selinux_off && engine.has_selinux {
         report.add(
             Code::Selinux,
             None,

@@ -64,6 +64,7 @@ fn strict() -> EnginePosture {
         live_restore: true,
         seccomp: EngineSeccomp::Default,
         has_apparmor: true,
+        has_selinux: true,
         users: Users::Mapped,
         ..EnginePosture::default()
     }

@@ -12,6 +12,7 @@ use sd_notify::NotifyState;
 use tracing::debug;
 
 use super::status::{State, Status};
+use crate::policy::count;
 
 /// Much longer than anything that is waited for.
 const NEVER: Duration = Duration::from_secs(86_400 * 365);
@@ -127,11 +128,12 @@ fn line(status: &Status) -> String {
         (State::Waiting, None) => "waiting for the engine: the rules stand".to_owned(),
         (State::Enforcing, _) => {
             let containers: usize = status.services.values().map(|it| it.containers.len()).sum();
-            format!(
-                "enforcing: {} services, {} edges, {containers} containers",
-                status.services.len(),
-                status.edges.len()
-            )
+            let parts = [
+                count(status.services.len(), "service"),
+                count(status.edges.len(), "edge"),
+                count(containers, "container"),
+            ];
+            format!("enforcing: {}", parts.join(", "))
         }
         (State::Degraded, None) => "degraded".to_owned(),
         (State::Starting, Some(reason)) => format!("starting: {reason}"),
