@@ -11,6 +11,8 @@
 
 use harness::{Effort, Report};
 
+mod daemon;
+mod engine;
 mod harness;
 mod kernel;
 mod path;
@@ -18,13 +20,19 @@ mod policy;
 mod scene;
 
 /// The parts in their order, and whether each needs a namespace.
-const PARTS: [(&str, bool); 3] = [("policy", false), ("kernel", true), ("path", true)];
+const PARTS: [(&str, bool); 4] = [
+    ("policy", false),
+    ("kernel", true),
+    ("path", true),
+    ("daemon", true),
+];
 
 fn run(part: &str, report: &mut Report) {
     match part {
         "policy" => policy::run(report),
         "kernel" => kernel::run(report),
         "path" => path::run(report),
+        "daemon" => daemon::run(report),
         other => panic!("there is no part `{other}`"),
     }
 }

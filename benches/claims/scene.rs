@@ -169,6 +169,10 @@ impl Host {
         }
     }
 
+    pub(crate) fn network_of(container: usize) -> usize {
+        container / ON_A_BRIDGE
+    }
+
     pub(crate) fn bridge_index(network: usize) -> u32 {
         FIRST_BRIDGE + u32::try_from(network).unwrap()
     }
