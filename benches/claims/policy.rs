@@ -96,10 +96,13 @@ fn one_event(report: &mut Report) {
     report.growth("one event, planned", &points, Goal::AtMost(0.2));
 }
 
-/// As if the kernel did everything at once.
+/// As if the kernel did everything at once, and the engine were busy with the networks.
 fn settle(planner: &mut Planner) {
     for _ in 0..3 {
         let plan = planner.plan();
+        for step in &plan.networks {
+            planner.network_step_started(step);
+        }
         planner.kernel_applied();
         for step in plan.links {
             planner.link_applied(step);
