@@ -191,8 +191,7 @@ pub(crate) fn in_namespace(part: &str, effort: Effort) {
         nix::unistd::geteuid().is_root(),
         "`{part}` changes the kernel's network settings in a namespace of its own and must run as root"
     );
-    let script =
-        "mount -t sysfs sysfs /sys && mount -t tmpfs tmpfs /run && ip link set lo up && exec \"$0\" \"$@\"";
+    let script = "mount -t sysfs sysfs /sys && mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up && exec \"$0\" \"$@\"";
     let mut command = Command::new("unshare");
     command
         .args(["--net", "--mount", "sh", "-c", script])

@@ -53,54 +53,103 @@ pub(crate) fn run(report: &mut Report) {
     let mut stage = Stage::build();
     serve();
     let mut ways = stage.ways(report.effort);
-    let rounds = report.effort.of(2, 11);
+    let rounds = report.effort.of(3, 7);
     let time = report
         .effort
-        .of(Duration::from_millis(50), Duration::from_millis(400));
-    let kinds: [(&str, Measure, &str, f64); 3] = [
-        ("new connections", connections, "1/s", 0.97),
-        ("throughput", throughput, "MiB/s", 0.99),
-        ("round trips", round_trips, "1/s", 0.99),
-    ];
-    for (kind, measure, unit, bound) in kinds {
-        let mut baselines = Vec::new();
-        let mut found: Vec<(Vec<f64>, Vec<f64>)> = ways.iter().map(|_| Default::default()).collect();
-        for _ in 0..rounds {
-            for (at, (_, way)) in ways.iter_mut().enumerate() {
-                stage.take(&mut Way::Called);
-                let base = measure(time);
-                stage.take(way);
-                let value = measure(time);
-                baselines.push(base);
-                found[at].0.push(value);
-                found[at].1.push(value / base);
+        .of(Duration::from_millis(50), Duration::from_millis(300));
+    let mut found: Vec<[Found; 3]> = ways.iter().map(|_| Default::default()).collect();
+    for _ in 0..rounds {
+        for ((_, way), found) in ways.iter_mut().zip(&mut found) {
+            stage.take(&mut Way::Called);
+            for (kind, found) in KINDS.iter().zip(found.iter_mut()) {
+                found.baselines.push((kind.measure)(time));
+            }
+            stage.take(way);
+            for (kind, found) in KINDS.iter().zip(found.iter_mut()) {
+                found.values.push((kind.measure)(time));
             }
         }
-        let baseline = Sample::new(baselines);
-        let name = format!("{kind}, br_netfilter without rules");
-        report.figure(&name, unit, &baseline, None, Goal::None);
-        let mut sizes = Vec::new();
-        for ((name, way), (values, ratios)) in ways.iter().zip(found) {
-            let (values, ratios) = (Sample::new(values), Sample::new(ratios));
-            report.figure(
-                &format!("{kind}, {name}"),
-                unit,
-                &values,
-                Some(baseline.median()),
-                Goal::None,
-            );
-            let goal = match way {
-                Way::Ours(_) => Goal::AtLeast(bound),
-                _ => Goal::None,
-            };
-            report.figure(&format!("{kind}, {name}: ratio"), "", &ratios, Some(1.0), goal);
-            if let Some(services) = name.strip_prefix("ring of ").and_then(|it| it.split(' ').next()) {
-                sizes.push((services.parse().unwrap(), 1.0 / ratios.median()));
-            }
-        }
-        // Of what one of them costs.
-        report.growth(&format!("{kind}, cost of a ring"), &sizes, Goal::AtMost(0.02));
     }
+    for (at, kind) in KINDS.iter().enumerate() {
+        let found: Vec<&Found> = found.iter().map(|it| &it[at]).collect();
+        tell(report, kind, &ways, &found);
+    }
+}
+
+struct Kind {
+    name: &'static str,
+    unit: &'static str,
+    measure: fn(Duration) -> f64,
+    /// Of the baseline.
+    goal: f64,
+}
+
+const KINDS: [Kind; 3] = [
+    Kind {
+        name: "new connections",
+        unit: "1/s",
+        measure: connections,
+        goal: 0.97,
+    },
+    Kind {
+        name: "throughput",
+        unit: "MiB/s",
+        measure: throughput,
+        goal: 0.99,
+    },
+    Kind {
+        name: "round trips",
+        unit: "1/s",
+        measure: round_trips,
+        goal: 0.99,
+    },
+];
+
+/// Each value and the baseline that was measured right before it.
+#[derive(Default)]
+struct Found {
+    baselines: Vec<f64>,
+    values: Vec<f64>,
+}
+
+fn tell(report: &mut Report, kind: &Kind, ways: &[(String, Way)], found: &[&Found]) {
+    let Kind { name: what, unit, .. } = kind;
+    let baselines = found.iter().flat_map(|it| it.baselines.iter().copied());
+    let baseline = Sample::new(baselines.collect());
+    report.figure(
+        &format!("{what}, br_netfilter without rules"),
+        unit,
+        &baseline,
+        None,
+        Goal::None,
+    );
+    let mut sizes = Vec::new();
+    for ((name, way), found) in ways.iter().zip(found) {
+        let ratios = found
+            .values
+            .iter()
+            .zip(&found.baselines)
+            .map(|(value, base)| value / base);
+        let ratios = Sample::new(ratios.collect());
+        let values = Sample::new(found.values.clone());
+        report.figure(
+            &format!("{what}, {name}"),
+            unit,
+            &values,
+            Some(baseline.median()),
+            Goal::None,
+        );
+        let goal = match way {
+            Way::Ours(_) => Goal::AtLeast(kind.goal),
+            _ => Goal::None,
+        };
+        report.figure(&format!("{what}, {name}: ratio"), "", &ratios, Some(1.0), goal);
+        if let Some(services) = name.strip_prefix("ring of ").and_then(|it| it.split(' ').next()) {
+            sizes.push((services.parse().unwrap(), 1.0 / ratios.median()));
+        }
+    }
+    // Of what one of them costs.
+    report.growth(&format!("{what}, cost of a ring"), &sizes, Goal::AtMost(0.02));
 }
 
 impl Stage {
@@ -201,7 +250,7 @@ impl Stage {
             Way::Plain | Way::Called => {}
             Way::Tracked => load(
                 "table inet other { chain nat { type nat hook postrouting priority 100
-                ip saddr 192.0.2.0/24 masquerade\n} }",
+                ip saddr 192.0.2.0/24 masquerade\n}\n}",
             ),
             Way::Linear(count) => load(&linear(*count)),
             Way::Ours(planner) => {
@@ -235,15 +284,13 @@ fn linear(count: usize) -> String {
         };
         writeln!(text, "ip saddr {from} ip daddr {to} tcp dport {port} accept").unwrap();
     }
-    text + "} }"
+    text + "}\n}"
 }
 
 fn load(ruleset: &str) {
     std::fs::write("/run/ruleset.nft", ruleset).unwrap();
     sh("nft -f /run/ruleset.nft");
 }
-
-type Measure = fn(Duration) -> f64;
 
 fn enter(container: usize) {
     let namespace = File::open(format!("/run/netns/c{container}")).unwrap();
