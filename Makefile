@@ -7,7 +7,7 @@ help:
 	@echo "make faults  of the tests, only faults, races and hostile containers, with a leak probe; about 15 minutes"
 	@echo "make soak    the same again and again, ROUNDS=20 times, until something fails"
 	@echo "make lint    format, clippy and shell syntax"
-	@echo "make bench   the benchmarks"
+	@echo "make bench   the benchmarks, as root in namespaces of their own; ARGS=--quick: whether they still work"
 	@echo "make setup   what demo and test need of Debian (they call it themselves)"
 
 setup:
@@ -39,5 +39,5 @@ lint:
 		if command -v shellcheck >/dev/null; then shellcheck "$$script" || exit 1; fi; \
 	done
 
-bench:
-	@cargo bench --locked --bench policy
+bench: setup
+	@cargo bench --locked --bench claims -- $(ARGS)
