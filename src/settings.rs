@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use self::git::{Choice, GitPath, GitRef, GitSettings, GitUrl, Rewind};
 use self::http::{Hosts, HttpSettings};
+use crate::audit::Registries;
 use crate::model::{OnUnenforceable, Rights, Unmanaged};
 use crate::plan::compile::Options;
 use crate::plan::networks::Pools;
@@ -88,6 +89,10 @@ pub struct Overrides {
     /// Names, with commas between them, by which the server may be called beside localhost and addresses [default: none]
     #[arg(long, env = "COFFERDAM_HTTP_HOSTS", value_name = "NAMES|none")]
     pub http_hosts: Option<Choice<Hosts>>,
+    /// Registries, or parts of them, that images may come from, with commas between them; `audit` reports others [default: none:
+    /// all]
+    #[arg(long, env = "COFFERDAM_ALLOWED_REGISTRIES", value_name = "NAMES|none")]
+    pub allowed_registries: Option<Choice<Registries>>,
 }
 
 /// A pool of IPv6 subnets, or none.
@@ -155,6 +160,8 @@ pub struct Settings {
     pub unenforceable: OnUnenforceable,
     /// `None`: nothing is served over HTTP.
     pub http: Option<HttpSettings>,
+    /// `None`: every one.
+    pub allowed_registries: Option<Registries>,
 }
 
 impl Settings {
@@ -271,6 +278,10 @@ impl Settings {
             unmanaged: flags.unmanaged.or(file.unmanaged).unwrap_or_default(),
             unenforceable: flags.unenforceable.or(file.unenforceable).unwrap_or_default(),
             http,
+            allowed_registries: flags
+                .allowed_registries
+                .or(file.allowed_registries)
+                .and_then(Choice::on),
         })
     }
 }

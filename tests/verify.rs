@@ -354,3 +354,38 @@ fn it_needs_root() {
     assert_eq!(output.status.code(), Some(11), "{}", said(&output));
     assert!(said(&output).contains("run as root"), "{}", said(&output));
 }
+
+/// Each calls the next one, all on one network and both families: some 13,000 cells.
+#[test]
+#[ignore = "takes some minutes: cargo test --test verify -- --ignored"]
+fn fifty_services_agree_in_every_cell() {
+    const SERVICES: usize = 50;
+    let engine = Engine::up("fifty", &["tools:1", "--tools", "perl"]);
+    engine.exec(&[
+        "docker",
+        "network",
+        "create",
+        "--ipv6",
+        "--subnet",
+        "fd00:77::/64",
+        "shared",
+    ]);
+    let mut policy = "cofferdam: 1\nsegment: shop\nservices:\n".to_owned();
+    for number in 0..SERVICES {
+        engine.start(&format!("c{number}"), &[], &["tcp/8000", "udp/8001"]);
+        policy += &format!("  s{number}: {{ select: {{ name: c{number} }} }}\n");
+    }
+    policy += "allow:\n";
+    for number in 0..SERVICES {
+        let next = (number + 1) % SERVICES;
+        policy += &format!("  - {{ from: s{number}, to: s{next}, ports: [8000, 8001/udp] }}\n");
+    }
+    let daemon = Daemon::start(&engine, &engine.policies("policies", &policy));
+    engine.await_enforcing();
+    let (code, object) = engine.verify(&[]);
+    assert_eq!(code, Some(0), "{}", object["counts"]);
+    assert_eq!(object["counts"]["differ"], 0);
+    assert_eq!(object["counts"]["unknown"], 0);
+    assert_eq!(cells(&object, "open").len(), 2 * SERVICES);
+    daemon.end();
+}

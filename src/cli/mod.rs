@@ -1,7 +1,9 @@
 //! The command line: one file for each command.
 
 mod apply;
+mod audit;
 pub mod check;
+mod doctor;
 mod down;
 mod explain;
 mod explain_code;
@@ -37,8 +39,8 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, what passes is not what is declared, or \
-status --check found the daemon not enforcing; 2 wrong usage, plan found changes, or learn --against found what is missing; \
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, what passes is not what is declared, audit found what \
+--fail-on names, doctor found what fails, or status --check found the daemon not enforcing; 2 wrong usage, plan found changes, or learn --against found what is missing; \
 3 no daemon answers, or check --deny-warnings found only \
 warnings; 4 explain says that it is denied, in whole or in part; 10 settings; 11 missing privileges; 12 no engine; 13 engine \
 too old; 14 nft missing or failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system \
@@ -54,7 +56,7 @@ enum Command {
     Guard(guard::GuardArgs),
     /// Validate policy files: every fault, with its place, and what a reviewer would ask
     Check(check::Args),
-    /// Explain a code of `check`, with a wrong and a right example
+    /// Explain a code of `check` or `audit`, with a wrong and a right example
     ExplainCode(explain_code::Args),
     /// Print the JSON Schema of policy files, for editors
     Schema(schema::Args),
@@ -68,6 +70,10 @@ enum Command {
     Learn(learn::LearnArgs),
     /// Try from inside the containers who reaches whom, and compare with the policy
     Verify(verify::VerifyArgs),
+    /// Say what on this host voids or weakens segmentation, how grave it is and what mends it
+    Audit(audit::AuditArgs),
+    /// Check what this host has of what Cofferdam needs, and say what to do
+    Doctor(doctor::DoctorArgs),
     /// Draw which service may reach which: DOT, Mermaid or SVG
     Graph(graph::GraphArgs),
     /// Show what is in force: policy, services, endpoints, edges and their hits
@@ -136,6 +142,8 @@ pub fn main() -> ExitCode {
         Command::Learn(args) => concluded(learn::run(args)),
         Command::Explain(args) => concluded(explain::run(args)),
         Command::Verify(args) => concluded(verify::run(args)),
+        Command::Doctor(args) => concluded(doctor::run(args)),
+        Command::Audit(args) => concluded(audit::run(args)),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Flows(args) => concluded(flows::run(&args)),
         Command::Top(args) => concluded(top::run(&args)),

@@ -1,6 +1,8 @@
-//! Findings of `check` as SARIF 2.1.0, which code hosts show beside the lines of a change.
+//! SARIF 2.1.0: findings of `check`, which code hosts show beside the lines of a change; `audit` makes its own of the same parts.
 //!
 //! <https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html>; section numbers below are its.
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -24,7 +26,7 @@ struct Run {
     tool: Tool,
     /// Our columns count characters, not UTF-16 units (3.14.17).
     column_kind: &'static str,
-    results: Vec<Finding>,
+    results: Vec<Outcome>,
 }
 
 #[derive(Debug, Serialize)]
@@ -43,7 +45,7 @@ struct Driver {
 /// One of our codes (3.49).
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Rule {
+pub(super) struct Rule {
     id: &'static str,
     short_description: Message,
     help: Help,
@@ -58,33 +60,84 @@ struct Help {
 
 #[derive(Debug, Serialize)]
 struct Configuration {
-    level: Severity,
+    level: Level,
+}
+
+/// How grave (3.27.10).
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Level {
+    Error,
+    Warning,
+    Note,
+}
+
+impl From<Severity> for Level {
+    fn from(severity: Severity) -> Self {
+        match severity {
+            Severity::Error => Self::Error,
+            Severity::Warning => Self::Warning,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
-struct Message {
-    text: String,
+pub(super) struct Message {
+    pub(super) text: String,
 }
 
-/// A fault or warning (3.27).
+/// A finding (3.27).
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Finding {
-    rule_id: &'static str,
-    rule_index: usize,
-    level: Severity,
-    message: Message,
-    locations: [Place; 1],
+pub(super) struct Outcome {
+    pub(super) rule_id: &'static str,
+    pub(super) rule_index: usize,
+    pub(super) level: Level,
+    pub(super) message: Message,
+    pub(super) locations: [Place; 1],
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    related_locations: Vec<Place>,
+    pub(super) related_locations: Vec<Place>,
+    /// By which the same finding is known in another log (3.27.17).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) partial_fingerprints: BTreeMap<&'static str, String>,
+    /// Who accepted it, and why (3.27.23).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) suppressions: Vec<Suppression>,
+}
+
+/// 3.35.
+#[derive(Debug, Serialize)]
+pub(super) struct Suppression {
+    pub(super) kind: &'static str,
+    pub(super) justification: String,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Place {
-    physical_location: PhysicalLocation,
+pub(super) struct Place {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    physical_location: Option<PhysicalLocation>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    logical_locations: Vec<LogicalLocation>,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<Message>,
+}
+
+impl Place {
+    /// Something that is in no file (3.33).
+    pub(super) fn logical(kind: &'static str, name: String) -> Self {
+        Self {
+            physical_location: None,
+            logical_locations: vec![LogicalLocation { name, kind }],
+            message: None,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct LogicalLocation {
+    name: String,
+    kind: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,7 +164,16 @@ struct Region {
 
 impl Log {
     pub(super) fn new<'f>(findings: impl Iterator<Item = &'f Fault>, files: &[SourceFile]) -> Self {
-        let results: Vec<Finding> = findings.map(|fault| Finding::new(fault, files)).collect();
+        let rules = Code::ALL
+            .iter()
+            .map(|code| Rule::new(code.as_str(), code.explanation(), code.severity().into()));
+        Self::of(
+            rules.collect(),
+            findings.map(|fault| Outcome::new(fault, files)).collect(),
+        )
+    }
+
+    pub(super) fn of(rules: Vec<Rule>, results: Vec<Outcome>) -> Self {
         Self {
             schema: SCHEMA,
             version: "2.1.0",
@@ -120,7 +182,7 @@ impl Log {
                     driver: Driver {
                         name: "cofferdam",
                         semantic_version: env!("CARGO_PKG_VERSION"),
-                        rules: Code::ALL.iter().map(|code| Rule::new(*code)).collect(),
+                        rules,
                     },
                 },
                 column_kind: "unicodeCodePoints",
@@ -131,12 +193,12 @@ impl Log {
 }
 
 impl Rule {
-    fn new(code: Code) -> Self {
-        let explanation = code.explanation();
+    /// An explanation begins with a line `# CODE: title`.
+    pub(super) fn new(id: &'static str, explanation: &'static str, level: Level) -> Self {
         let title = explanation.lines().next().unwrap_or("");
         let title = title.split_once(": ").map_or(title, |(_, title)| title);
         Self {
-            id: code.as_str(),
+            id,
             short_description: Message {
                 text: title.to_owned(),
             },
@@ -144,19 +206,18 @@ impl Rule {
                 text: explanation,
                 markdown: explanation,
             },
-            default_configuration: Configuration {
-                level: code.severity(),
-            },
+            default_configuration: Configuration { level },
         }
     }
 }
 
-impl Finding {
+impl Outcome {
     fn new(fault: &Fault, files: &[SourceFile]) -> Self {
         let help = fault.help.iter().map(|help| format!("\n{help}"));
         let text = std::iter::once(fault.message.clone()).chain(help).collect();
         let related = fault.others.iter().map(|other| Place {
-            physical_location: PhysicalLocation::new(&other.location, &other.range, files),
+            physical_location: Some(PhysicalLocation::new(&other.location, &other.range, files)),
+            logical_locations: Vec::new(),
             message: Some(Message {
                 text: other.text.clone(),
             }),
@@ -164,13 +225,16 @@ impl Finding {
         Self {
             rule_id: fault.code.as_str(),
             rule_index: Code::ALL.iter().position(|code| *code == fault.code).unwrap_or(0),
-            level: fault.code.severity(),
+            level: fault.code.severity().into(),
             message: Message { text },
             locations: [Place {
-                physical_location: PhysicalLocation::new(&fault.location, &fault.range, files),
+                physical_location: Some(PhysicalLocation::new(&fault.location, &fault.range, files)),
+                logical_locations: Vec::new(),
                 message: None,
             }],
             related_locations: related.collect(),
+            partial_fingerprints: BTreeMap::new(),
+            suppressions: Vec::new(),
         }
     }
 }

@@ -26,6 +26,7 @@
 
 mod clients;
 pub mod control;
+pub mod doctor;
 pub mod drift;
 mod endings;
 pub mod executor;
@@ -37,6 +38,7 @@ pub mod guard;
 pub mod http;
 pub mod learn;
 pub mod lock;
+mod manager;
 pub mod metrics;
 pub mod once;
 pub mod preview;

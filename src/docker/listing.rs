@@ -212,7 +212,7 @@ impl Engine {
     }
 
     /// Every path by which a container could reach an engine.
-    fn sockets(&self) -> Vec<PathBuf> {
+    pub(super) fn sockets(&self) -> Vec<PathBuf> {
         let usual = USUAL_SOCKETS.iter().map(PathBuf::from);
         usual.chain([self.socket.to_path_buf()]).collect()
     }

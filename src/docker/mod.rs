@@ -8,6 +8,7 @@ mod containers;
 mod events;
 mod listing;
 mod networks;
+mod posture;
 mod raw;
 #[cfg(any(test, feature = "testkit"))]
 pub(crate) mod untrusted;
@@ -17,3 +18,4 @@ pub use client::{Engine, EngineError, EngineVersion};
 pub use events::{Arrived, EngineEvent, subscribe};
 pub use listing::NetworkSnapshot;
 pub use networks::{Attachment, NetworkError, NetworkRequest};
+pub use posture::BoundVolumes;

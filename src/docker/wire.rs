@@ -177,8 +177,11 @@ struct Mount {
 struct NetworkSettings {
     networks: Field<BTreeMap<String, Field<EndpointSettings>>>,
     /// `80/tcp`, with its bindings; null for a port that is only exposed.
-    ports: Field<BTreeMap<String, Field<Vec<Field<PortBinding>>>>>,
+    ports: Ports,
 }
+
+/// Ports with their bindings, by `80/tcp`.
+pub(super) type Ports = Field<BTreeMap<String, Field<Vec<Field<PortBinding>>>>>;
 
 /// A port of the list of containers.
 #[derive(Debug, Default, Deserialize)]
@@ -193,7 +196,7 @@ struct ListedPort {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
-struct PortBinding {
+pub(super) struct PortBinding {
     host_ip: Field<String>,
     host_port: Field<String>,
 }
@@ -427,7 +430,7 @@ pub(super) fn powers(answer: &Inspection, sockets: &[PathBuf]) -> Option<BTreeSe
 }
 
 /// Whether one of the engine's sockets is at the path or below it.
-fn holds_a_socket(source: &str, sockets: &[PathBuf]) -> bool {
+pub(super) fn holds_a_socket(source: &str, sockets: &[PathBuf]) -> bool {
     let source = resolved(Path::new(source));
     sockets.iter().any(|socket| resolved(socket).starts_with(&source))
 }
@@ -509,7 +512,7 @@ fn listed_ports(ports: Field<Vec<Field<ListedPort>>>) -> BTreeSet<Published> {
 }
 
 /// The published ports as inspect tells them.
-fn inspected_ports(ports: Field<BTreeMap<String, Field<Vec<Field<PortBinding>>>>>) -> BTreeSet<Published> {
+pub(super) fn inspected_ports(ports: Ports) -> BTreeSet<Published> {
     let mut published = BTreeSet::new();
     for (port, bindings) in ports.unwrap_or_default() {
         let Some((number, protocol)) = port.split_once('/') else {

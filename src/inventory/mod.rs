@@ -13,9 +13,13 @@ use ipnet::IpNet;
 use crate::net::{IfName, Mac, Transport};
 
 pub mod links;
+mod posture;
 mod powers;
 mod state;
 
+pub use posture::{
+    Access, Capabilities, EnginePosture, EngineSeccomp, HostNamespace, Posture, Security, Users,
+};
 pub use powers::{Capability, Facts, Power};
 pub use state::{Changes, Inventory, Listing};
 

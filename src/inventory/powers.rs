@@ -79,7 +79,7 @@ impl Capability {
 }
 
 /// `CAP_NET_ADMIN`, `cap_net_admin` and `NET_ADMIN` are the same to Docker.
-fn plain(name: &str) -> String {
+pub(super) fn plain(name: &str) -> String {
     let name = name.to_ascii_uppercase();
     name.strip_prefix("CAP_").map(str::to_owned).unwrap_or(name)
 }

@@ -177,6 +177,12 @@ impl Nft {
         self.run(Phase::Apply, &document).await
     }
 
+    /// Has nft and the kernel look at the steps, and changes nothing.
+    pub async fn check(&self, steps: &[Step]) -> Result<(), NftError> {
+        let document = serde_json::to_vec(&render::document(steps)).map_err(NftError::Encode)?;
+        self.run(Phase::Check, &document).await
+    }
+
     /// As [`Self::apply`] without the check, for what was accepted before: while others have opened our tables, each run
     /// of nft is time. The transaction is all or nothing in either case.
     pub async fn apply_again(&self, steps: &[Step]) -> Result<(), NftError> {

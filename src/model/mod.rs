@@ -15,7 +15,7 @@ mod yaml;
 pub use identity::{Identity, Standing, standing};
 pub use networks::{Attachment, Role, ServiceNetwork, guarded_networks, owner, service_networks};
 pub use rights::{Rights, Verdict};
-pub use unenforceable::{Finding, OnUnenforceable, Unenforceable, is_to_be_cut, unenforceable};
+pub use unenforceable::{Finding, OnUnenforceable, Unenforceable, is_to_be_cut, reasons, unenforceable};
 
 /// What happens between containers that no service selects.
 #[derive(

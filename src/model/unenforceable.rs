@@ -178,8 +178,7 @@ pub fn unenforceable(
         let Some(own) = standings.get(&container.id) else {
             continue;
         };
-        let mut reasons = of_itself(inventory, container);
-        reasons.extend(shared(inventory, standings, container, own));
+        let mut reasons = reasons(inventory, standings, container, own);
         if *own == Standing::Unmanaged {
             reasons.retain(Unenforceable::concerns_others);
         }
@@ -199,6 +198,18 @@ pub fn unenforceable(
         }
     }
     found
+}
+
+/// Why a container, managed or not, cannot be held, whomever that concerns.
+pub fn reasons(
+    inventory: &Inventory,
+    standings: &BTreeMap<ContainerId, Standing>,
+    container: &Container,
+    own: &Standing,
+) -> Vec<Unenforceable> {
+    let mut reasons = of_itself(inventory, container);
+    reasons.extend(shared(inventory, standings, container, own));
+    reasons
 }
 
 /// Whether a managed container is cut where the settings say so. One whose powers are not known yet is: what is opened

@@ -52,6 +52,7 @@ from_text!(
     Choice<PathBuf>,
     Choice<std::net::SocketAddr>,
     Choice<super::http::Hosts>,
+    Choice<crate::audit::Registries>,
     GitRef,
     GitPath
 );

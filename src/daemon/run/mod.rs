@@ -26,6 +26,7 @@ use crate::daemon::flows::{self, FlowLog, Informant, Update};
 use crate::daemon::git::{self, Repository, Verdict, Watch};
 use crate::daemon::http;
 use crate::daemon::lock::Lock;
+use crate::daemon::manager::Manager;
 use crate::daemon::metrics::{Awaited, Bound, Measures};
 use crate::daemon::reader::{Finished, Object, Reader, Reading};
 use crate::daemon::source::{self, SourceError};
@@ -72,6 +73,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
     let (mut daemon, mut inputs) = Daemon::start(settings).await?;
     daemon.pass("start").await;
     loop {
+        daemon.tell_manager();
         let cause = tokio::select! {
             biased;
             _ = inputs.terminate.recv() => break,
@@ -87,9 +89,15 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             Some(kept) = inputs.kept.recv() => daemon.kept(kept),
             Some(()) = inputs.policy.recv() => daemon.reload("policy changed").await,
             Some(report) = inputs.repository.recv() => daemon.repository(report),
-            _ = inputs.hangup.recv() => daemon.hangup().await,
+            _ = inputs.hangup.recv() => {
+                daemon.manager.reloading();
+                let cause = daemon.hangup().await;
+                daemon.manager.reloaded();
+                cause
+            }
             () = sleep(daemon.expiry.next(Timestamp::now())) => daemon.end_edges(),
             _ = inputs.tick.tick() => daemon.resync("slow timer").await,
+            () = sleep(daemon.manager.next_beat()) => None,
             () = ready(()), if daemon.unpublished => {
                 daemon.publish();
                 None
@@ -101,6 +109,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             daemon.pass(cause).await;
         }
     }
+    daemon.manager.stopping();
     daemon.keeper.finish().await;
     info!("stopped: the rules stay; `cofferdam down` removes them");
     Ok(())
@@ -228,6 +237,8 @@ struct Daemon {
     http: Option<http::Trouble>,
     measures: Measures,
     awaited: Awaited,
+    /// systemd, where it waits for us.
+    manager: Manager,
     steps: mpsc::UnboundedSender<StepDone>,
     retries: mpsc::UnboundedSender<Retry>,
     _lock: Lock,
@@ -356,6 +367,8 @@ impl Daemon {
             http,
             measures,
             awaited: Awaited::default(),
+            manager: Manager::start()
+                .map_err(|error| Refusal::system("start the thread that tells systemd", error))?,
             steps: steps_sender,
             retries: retries_sender,
             _lock: lock,

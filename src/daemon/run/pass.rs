@@ -305,6 +305,18 @@ impl Daemon {
         );
     }
 
+    /// Tells systemd that the loop goes round, and that the rules stand as soon as they do.
+    pub(super) fn tell_manager(&mut self) {
+        self.manager.beat();
+        if self.manager.is_waiting() {
+            // Rules of an earlier run are left alone as long as the engine cannot be asked.
+            let earlier = self.engine_missing.is_some() && self.kernel.has_tables().unwrap_or(false);
+            if self.planner.is_applied() || earlier {
+                self.manager.ready();
+            }
+        }
+    }
+
     pub(super) fn publish(&mut self) {
         fault::point("before-publish");
         self.unpublished = false;
@@ -371,6 +383,7 @@ impl Daemon {
         } else {
             State::Degraded
         };
+        self.manager.status(&status);
         // Nobody may be asking.
         self.status.send_replace(Arc::new(status));
     }

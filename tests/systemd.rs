@@ -1,0 +1,294 @@
+//! What is shipped for systemd: the units, and the daemon that tells when its rules stand and that its loop goes round.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and acts on the system"
+)]
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const UNITS: [&str; 2] = ["cofferdam.service", "cofferdam-guard.service"];
+
+/// Of ten, where ten is everything; as `systemd-analyze security` rounds it.
+const MOST_EXPOSED: f64 = 2.0;
+
+fn unit(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("packaging/systemd")
+        .join(name);
+    fs::read_to_string(path).unwrap()
+}
+
+/// The units in a directory, with the program where it is now.
+fn units() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in UNITS {
+        let text = unit(name).replace("/usr/bin/cofferdam", env!("CARGO_BIN_EXE_cofferdam"));
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
+}
+
+fn analyze(arguments: &[&str]) -> Output {
+    Command::new("systemd-analyze")
+        .args(arguments)
+        .env("SYSTEMD_COLORS", "0")
+        .output()
+        .expect("systemd-analyze is needed: `tests/engine/private-engine setup systemd` installs it")
+}
+
+#[test]
+fn the_units_are_valid() {
+    let folder = units();
+    for name in UNITS {
+        let path = folder.path().join(name);
+        let output = analyze(&["verify", path.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && said.is_empty(), "{name}: {said}");
+        // The check finds something where there is something.
+        fs::write(&path, unit(name).replace("[Service]", "[Service]\nNoSuchThing=1")).unwrap();
+        let output = analyze(&["verify", path.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("NoSuchThing"), "{said}");
+    }
+}
+
+fn exposure(path: &Path) -> f64 {
+    let output = analyze(&["security", "--offline=true", "--no-pager", path.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (_, rest) = text
+        .split_once("Overall exposure level for ")
+        .unwrap_or_else(|| panic!("{output:?}"));
+    let (_, figure) = rest.split_once(": ").unwrap();
+    figure.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_units_are_hardened() {
+    let folder = units();
+    for name in UNITS {
+        let path = folder.path().join(name);
+        let figure = exposure(&path);
+        println!("{name}: exposure {figure}");
+        assert!(
+            figure <= MOST_EXPOSED,
+            "{name}: exposure {figure}, more than {MOST_EXPOSED}"
+        );
+        let loose = unit(name).replace("CapabilityBoundingSet=CAP_NET_ADMIN\n", "");
+        fs::write(&path, loose).unwrap();
+        assert!(exposure(&path) > figure);
+    }
+}
+
+#[test]
+fn the_guard_comes_before_the_engine() {
+    let guard = unit("cofferdam-guard.service");
+    for line in [
+        "Before=network-pre.target docker.service shutdown.target",
+        "RequiredBy=docker.service",
+    ] {
+        assert!(guard.lines().any(|it| it == line), "{line}");
+    }
+    let daemon = unit("cofferdam.service");
+    assert!(
+        daemon.contains("Type=notify\n") && daemon.contains("After=docker.service cofferdam-guard.service")
+    );
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/engine/private-engine")
+}
+
+/// An engine that ends with the test, whatever becomes of it.
+struct Engine(PathBuf);
+
+impl Engine {
+    fn up() -> Self {
+        let engine = Self(format!("/tmp/cofferdam-systemd-{}", std::process::id()).into());
+        engine.script(&["up"], &[]);
+        engine
+    }
+
+    fn script(&self, command: &[&str], words: &[&str]) -> String {
+        let output = Command::new(script())
+            .args(command)
+            .arg(&self.0)
+            .args(words)
+            .env("ENGINE_OWNER", std::process::id().to_string())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{command:?} {words:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Whether the rules are in the kernel.
+    fn has_rules(&self) -> bool {
+        self.script(&["exec"], &["nft", "list", "tables"])
+            .contains("table inet cofferdam")
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        Command::new(script()).arg("down").arg(&self.0).output().ok();
+    }
+}
+
+/// systemd's end of the socket.
+struct Manager {
+    socket: UnixDatagram,
+    heard: Vec<String>,
+}
+
+impl Manager {
+    fn listen(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        Self {
+            socket,
+            heard: Vec::new(),
+        }
+    }
+
+    /// Whatever comes within this time; stops early where a message begins so.
+    fn hear(&mut self, limit: Duration, until: Option<&str>) -> Option<String> {
+        let begun = Instant::now();
+        let mut bytes = [0; 4096];
+        while begun.elapsed() < limit {
+            let Ok(length) = self.socket.recv(&mut bytes) else {
+                continue;
+            };
+            let text = String::from_utf8(bytes[..length].to_vec()).unwrap();
+            self.heard.push(text.clone());
+            if until.is_some_and(|until| text.starts_with(until)) {
+                return Some(text);
+            }
+        }
+        None
+    }
+
+    fn expect(&mut self, limit: u64, message: &str) -> String {
+        self.hear(Duration::from_secs(limit), Some(message))
+            .unwrap_or_else(|| panic!("no {message} within {limit} s: {:?}", self.heard))
+    }
+}
+
+/// Ends with the test, whatever becomes of it.
+struct Daemon(Child);
+
+impl Daemon {
+    fn signal(&self, signal: Signal) {
+        // The script became another program, which passes signals on.
+        kill(Pid::from_raw(self.0.id().try_into().unwrap()), signal).unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn it_is_ready_when_the_rules_stand_and_beats_as_long_as_it_goes_round() {
+    let engine = Engine::up();
+    let policies = engine.0.join("policies");
+    fs::create_dir(&policies).unwrap();
+    let socket = engine.0.join("notify.sock");
+    let mut manager = Manager::listen(&socket);
+    let mut daemon = Daemon(
+        Command::new(script())
+            .arg("exec")
+            .arg(&engine.0)
+            // With no more than the unit leaves to it.
+            .args([
+                "setpriv",
+                "--bounding-set=-all,+net_admin",
+                "--inh-caps=-all",
+                "--no-new-privs",
+            ])
+            .arg(env!("CARGO_BIN_EXE_cofferdam"))
+            .args(["run", "--policies", policies.to_str().unwrap()])
+            .env("COFFERDAM_DOCKER_SOCKET", engine.0.join("docker.sock"))
+            .env("COFFERDAM_CONTROL_SOCKET", engine.0.join("run/control.sock"))
+            .env("COFFERDAM_STATE_DIRECTORY", engine.0.join("state"))
+            .env("NOTIFY_SOCKET", &socket)
+            .env("WATCHDOG_USEC", "1500000")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(engine.0.join("daemon.log")).unwrap())
+            .spawn()
+            .unwrap(),
+    );
+    // Without any policy there are no rules: it lives, and says nothing of being ready.
+    manager.expect(20, "WATCHDOG=1");
+    manager.hear(Duration::from_secs(2), None);
+    assert!(
+        !manager.heard.iter().any(|it| it.contains("READY=1")),
+        "{:?}",
+        manager.heard
+    );
+    assert!(!engine.has_rules());
+    assert!(
+        manager.heard.iter().any(|it| it.starts_with("STATUS=")),
+        "{:?}",
+        manager.heard
+    );
+
+    fs::write(
+        policies.join("a.yaml"),
+        "cofferdam: 1\nsegment: a\nservices: { web: { select: { name: web } } }\n",
+    )
+    .unwrap();
+    manager.expect(20, "READY=1");
+    assert!(
+        engine.has_rules(),
+        "it said that it was ready before the rules stood"
+    );
+    manager.hear(Duration::from_secs(1), None);
+    let line = "STATUS=enforcing: 1 service, 0 edges, 0 containers\n";
+    assert!(manager.heard.iter().any(|it| it == line), "{:?}", manager.heard);
+
+    // While nothing happens, and at a third of the limit.
+    manager.heard.clear();
+    manager.hear(Duration::from_secs(3), None);
+    let beats = manager.heard.iter().filter(|it| *it == "WATCHDOG=1\n").count();
+    println!("beats within 3 s: {beats}");
+    assert!((4..=9).contains(&beats), "{:?}", manager.heard);
+
+    // SIGHUP: the two that bracket a reload.
+    let reloads = |heard: &[String]| {
+        heard
+            .iter()
+            .any(|it| it.contains("RELOADING=1") && it.contains("MONOTONIC_USEC="))
+    };
+    manager.heard.clear();
+    daemon.signal(Signal::SIGHUP);
+    manager.expect(20, "READY=1");
+    assert!(reloads(&manager.heard), "{:?}", manager.heard);
+
+    // A loop that hangs is noticed: nothing comes any more.
+    let stopped = engine.script(&["exec"], &["pgrep", "-x", "cofferdam"]);
+    let pid = stopped.trim().to_owned();
+    engine.script(&["exec"], &["kill", "-STOP", &pid]);
+    manager.hear(Duration::from_millis(500), None);
+    manager.heard.clear();
+    manager.hear(Duration::from_secs(2), None);
+    assert_eq!(manager.heard, Vec::<String>::new());
+    engine.script(&["exec"], &["kill", "-CONT", &pid]);
+    manager.expect(20, "WATCHDOG=1");
+
+    daemon.signal(Signal::SIGTERM);
+    manager.expect(20, "STOPPING=1");
+    daemon.0.wait().unwrap();
+    assert!(engine.has_rules(), "the rules stay");
+}
