@@ -42,7 +42,11 @@ fn analyze(arguments: &[&str]) -> Output {
         .args(arguments)
         .env("SYSTEMD_COLORS", "0")
         .output()
-        .expect("systemd-analyze is needed: `tests/engine/private-engine setup systemd` installs it")
+        .unwrap_or_else(|error| {
+            panic!(
+                "systemd-analyze is needed (`tests/engine/private-engine setup systemd` installs it): {error}"
+            )
+        })
 }
 
 #[test]
