@@ -7,13 +7,13 @@ help:
 	@echo "make faults  of the tests, only faults, races and hostile containers, with a leak probe; about 15 minutes"
 	@echo "make soak    the same again and again, ROUNDS=20 times, until something fails"
 	@echo "make lint    format, clippy and shell syntax"
-	@echo "make bench   the benchmarks"
+	@echo "make bench   the benchmarks, as root in namespaces of their own; ARGS=--quick: whether they still work"
 	@echo "make setup   what demo and test need of Debian (they call it themselves)"
 
 setup:
 	@[ "$$(id -u)" = 0 ] || { echo "packages, namespaces and dockerd need root: run make as root" >&2; exit 1; }
 	@command -v cargo >/dev/null || { echo "there is no cargo on PATH: install Rust from https://rustup.rs" >&2; exit 1; }
-	@tests/engine/private-engine setup jq git openssh-client systemd
+	@tests/engine/private-engine setup jq git openssh-client chromium chromium-driver systemd
 
 build:
 	cargo build --locked
@@ -34,10 +34,10 @@ lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	@for script in tests/run tests/engine/private-engine .ci/run examples/shop/*.sh examples/shop/*/*.sh examples/gitops/ci/policy.sh \
-		examples/gitops/hooks/pre-commit; do \
+		examples/gitops/hooks/pre-commit examples/monitoring/check.sh docs/pictures/make; do \
 		bash -n "$$script" || exit 1; \
 		if command -v shellcheck >/dev/null; then shellcheck "$$script" || exit 1; fi; \
 	done
 
-bench:
-	@cargo bench --locked --bench policy
+bench: setup
+	@cargo bench --locked --bench claims -- $(ARGS)

@@ -8,8 +8,9 @@
 
 use std::net::UdpSocket;
 
-use cofferdam::kernel::nflog::{LogHook, Logged, LoggedBody, Nflog, NflogError};
+use cofferdam::kernel::nflog::{Logged, LoggedBody, Nflog, NflogError};
 use cofferdam::net::{Traffic, Transport};
+use cofferdam::plan::ruleset::HookPoint;
 use netns::{run, sh};
 
 mod netns;
@@ -48,7 +49,7 @@ fn packets_arrive_and_a_group_has_one_reader() {
         for (logged, address, number) in [(&packets[0], "::1", 4001), (&packets[1], "127.0.0.1", 4002)] {
             assert_eq!(
                 (logged.prefix.as_str(), logged.hook),
-                ("cofferdam denied", LogHook::Output)
+                ("cofferdam denied", HookPoint::Output)
             );
             let address = address.parse().unwrap();
             let body = LoggedBody::Ip {

@@ -79,7 +79,8 @@ fn everything() -> (Vec<Step>, Vec<&'static str>) {
         add_set(Inet, "callers4", KeyType::Service4, SetKind::Plain),
         add_set(Inet, "callers6", KeyType::Service6, SetKind::Plain),
         add_set(Inet, "carried", KeyType::HostPort, SetKind::Plain),
-        add_set(Inet, "shares4", KeyType::Ipv4, SetKind::Shares),
+        add_set(Inet, "senders", KeyType::Mac, SetKind::Shares),
+        add_set(Inet, "receivers", KeyType::IfIndex, SetKind::Shares),
         add_set(Bridge, "shares", KeyType::IfIndex, SetKind::Shares),
         add_set(Bridge, "ports", KeyType::IfIndex, SetKind::Plain),
         add_set(Bridge, "macs", KeyType::Mac, SetKind::Plain),
@@ -201,12 +202,21 @@ fn everything() -> (Vec<Step>, Vec<&'static str>) {
         (S::Counter("e_1".into()), "counter name \"e_1\""),
         (
             S::Share {
-                of: Sharer::Address(Side::Source, Family::V4),
-                set: "shares4".into(),
+                of: Sharer::Receiver,
+                set: "receivers".into(),
                 per_second: 10,
                 burst: 20,
             },
-            "update @shares4 { ip saddr limit rate 10/second burst 20 packets }",
+            "update @receivers { oif limit rate 10/second burst 20 packets }",
+        ),
+        (
+            S::Share {
+                of: Sharer::Sender,
+                set: "senders".into(),
+                per_second: 10,
+                burst: 20,
+            },
+            "update @senders { ether saddr limit rate 10/second burst 20 packets }",
         ),
         (
             S::Log {

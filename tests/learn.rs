@@ -8,69 +8,30 @@
 
 #[path = "conformance/engine.rs"]
 mod engine;
+mod host;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cofferdam::policy::{Loaded, SourceFile, load};
+use host::{Engine, said, wait_until};
 
 const COFFERDAM: &str = env!("CARGO_BIN_EXE_cofferdam");
 
-fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/engine/private-engine")
+/// An engine with the probe, in an image and beside it.
+fn engine() -> Engine {
+    let probe = engine::build_probe().unwrap();
+    let engine = Engine::up("learn", &[engine::IMAGE, probe.to_str().unwrap()]);
+    std::fs::copy(&probe, engine.0.join("probe")).unwrap();
+    engine
 }
 
-/// An engine that ends with the test, whatever becomes of it.
-struct Engine(PathBuf);
-
 impl Engine {
-    fn up() -> Self {
-        let probe = engine::build_probe().unwrap();
-        let engine = Self(format!("/tmp/cofferdam-learn-{}", std::process::id()).into());
-        engine.script("up", &[]);
-        engine.script("image", &[engine::IMAGE, probe.to_str().unwrap()]);
-        std::fs::copy(&probe, engine.0.join("probe")).unwrap();
-        engine
-    }
-
-    fn script(&self, command: &str, arguments: &[&str]) -> String {
-        let output = Command::new(script())
-            .arg(command)
-            .arg(&self.0)
-            .args(arguments)
-            .env("ENGINE_OWNER", std::process::id().to_string())
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "private-engine {command} {arguments:?}: {output:?}"
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn docker(&self, arguments: &[&str]) -> String {
-        let words = [&["docker"], arguments].concat();
-        self.script("exec", &words).trim().to_owned()
-    }
-
     fn sh(&self, text: &str) -> String {
         self.script("exec", &["sh", "-c", text])
-    }
-
-    /// A command in the engine's namespaces.
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(script());
-        command
-            .arg("exec")
-            .arg(&self.0)
-            .args(words)
-            .env("COFFERDAM_DOCKER_SOCKET", self.0.join("docker.sock"))
-            .env("COFFERDAM_CONTROL_SOCKET", self.0.join("run/control.sock"))
-            .env("COFFERDAM_STATE_DIRECTORY", self.0.join("state"));
-        command
     }
 
     /// A container of a Compose project that listens on these ports.
@@ -84,11 +45,6 @@ impl Engine {
         words.extend(arguments);
         words.extend([engine::IMAGE, engine::PROBE_INSIDE, "listen", ports]);
         self.docker(&words);
-    }
-
-    fn address(&self, container: &str, network: &str) -> String {
-        let format = format!("{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}");
-        self.docker(&["inspect", "-f", &format, container])
     }
 
     /// Whether an exchange from a container, or from outside, is answered.
@@ -140,7 +96,7 @@ impl Engine {
             let listed = self.sh("nft list table inet cofferdam_learn 2>/dev/null || true");
             listed.contains("hook output") && listed.contains("jump seen6")
         };
-        wait_until("the tables are there", || {
+        wait_until("the tables are there", None, || {
             assert!(
                 learning.child.try_wait().unwrap().is_none(),
                 "learn has ended: {:?}",
@@ -151,12 +107,6 @@ impl Engine {
         // The sockets are looked at after that.
         std::thread::sleep(Duration::from_secs(1));
         learning
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        Command::new(script()).arg("down").arg(&self.0).output().ok();
     }
 }
 
@@ -172,27 +122,11 @@ impl Learning<'_> {
         let number = std::fs::read_to_string(self.engine.0.join("learn.pid")).unwrap();
         self.engine.sh(&format!("kill -{signal} {}", number.trim()));
         let output = self.child.wait_with_output().unwrap();
-        wait_until("the tables are gone", || {
+        wait_until("the tables are gone", None, || {
             !self.engine.tables().contains("cofferdam_learn")
         });
         output
     }
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(30),
-            "{what}: not within half a minute"
-        );
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn said(output: &Output) -> String {
-    let text = [output.stdout.as_slice(), &output.stderr].concat();
-    String::from_utf8(text).unwrap()
 }
 
 fn loaded(directory: &Path) -> Loaded {
@@ -219,7 +153,7 @@ fn edges(directory: &Path) -> BTreeSet<String> {
 
 #[test]
 fn on_a_three_tier_application() {
-    let engine = Engine::up();
+    let engine = engine();
     for (network, subnet) in [
         ("front", "172.30.1.0/24"),
         ("back", "172.30.2.0/24"),
@@ -336,7 +270,7 @@ fn on_a_three_tier_application() {
         .stderr(std::fs::File::create(&log).unwrap())
         .spawn()
         .unwrap();
-    wait_until("the daemon enforces", || {
+    wait_until("the daemon enforces", None, || {
         let status = engine.command(&[COFFERDAM, "status", "--json"]).output().unwrap();
         let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
         status["state"] == "enforcing" && status["settled"] == true

@@ -102,6 +102,12 @@ inside() {
     replica
     say "And the shop still works:"
     order cocoa
+    say "What was tried of the database and is not declared, as cofferdam flows tells it:"
+    local denied
+    denied=$("$COFFERDAM" flows --to shop/db --verdict denied --control-socket "$control")
+    grep -q 'shop/web (shop-web-1) -> shop/db:5432/tcp .*no edge from shop/web to shop/db' <<<"$denied" ||
+        broken "cofferdam flows does not tell that web tried the database: $denied"
+    head -n 6 <<<"$denied"
     say "The same by Cofferdam's own proof, in both address families and on undeclared ports, too:"
     local proof
     proof=$("$COFFERDAM" verify --docker-socket "${daemon_socket#unix://}" --control-socket "$control") ||

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{SettingsArgs, block_on, print_json, run::start_log};
+use super::{SettingsArgs, block_on, print_json, print_text, run::start_log};
 use crate::daemon::preview::Basis;
 use crate::daemon::{Refusal, once};
 
@@ -34,13 +34,14 @@ pub(super) fn run(args: ApplyArgs) -> Result<ExitCode, Refusal> {
     if args.json {
         print_json(&applied)?;
     } else {
-        println!(
-            "revision {} is in force: {} engine calls, {} connections ended",
+        let mut text = format!(
+            "revision {} is in force: {} engine calls, {} connections ended\n",
             applied.revision, applied.engine_calls, applied.flows_ended
         );
         for failure in &applied.failed {
-            println!("failed: {failure}");
+            text += &format!("failed: {failure}\n");
         }
+        print_text(&text)?;
     }
     Ok(if applied.failed.is_empty() {
         ExitCode::SUCCESS

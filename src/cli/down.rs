@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{SettingsArgs, block_on, print_json};
+use super::{SettingsArgs, block_on, print_json, print_text};
 use crate::daemon::Refusal;
 use crate::daemon::once::{Removal, Traces};
 
@@ -29,10 +29,10 @@ pub(super) fn run(args: DownArgs) -> Result<ExitCode, Refusal> {
         if args.json {
             print_json(&traces)?
         } else {
-            print(&traces)
+            print_text(&text(&traces))?
         }
         if !(args.yes || confirmed()) {
-            println!("Nothing was removed.");
+            print_text("Nothing was removed.\n")?;
             return Ok(ExitCode::from(2));
         }
         let failed = removal.remove().await;
@@ -47,25 +47,27 @@ pub(super) fn run(args: DownArgs) -> Result<ExitCode, Refusal> {
     })
 }
 
-fn print(traces: &Traces) {
+fn text(traces: &Traces) -> String {
+    let mut lines = Vec::new();
     if !traces.tables && traces.networks.is_empty() {
-        println!("There is nothing of Cofferdam on this host.");
+        lines.push("There is nothing of Cofferdam on this host.".to_owned());
     }
     if traces.tables {
-        println!("Removes the tables `inet cofferdam` and `bridge cofferdam`.");
+        lines.push("Removes the tables `inet cofferdam` and `bridge cofferdam`.".to_owned());
     }
     for (network, containers) in &traces.networks {
-        println!("Removes the network {network} ({}).", list(containers));
+        lines.push(format!("Removes the network {network} ({}).", list(containers)));
     }
     for (network, containers) in &traces.opened {
-        println!(
+        lines.push(format!(
             "Opens {network}: {} reach each other on every port.",
             list(containers)
-        );
+        ));
     }
     if traces.tables {
-        println!("Published ports become reachable for whoever the engine's own rules let in.");
+        lines.push("Published ports become reachable for whoever the engine's own rules let in.".to_owned());
     }
+    lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
 fn list(containers: &std::collections::BTreeSet<String>) -> String {
@@ -84,9 +86,10 @@ fn confirmed() -> bool {
     if !std::io::stdin().is_terminal() {
         return false;
     }
-    print!("Go on? [y/N] ");
+    let asked = print_text("Go on? [y/N] ").is_ok();
     let mut answer = String::new();
-    std::io::stdout().flush().is_ok()
+    asked
+        && std::io::stdout().flush().is_ok()
         && std::io::stdin().read_line(&mut answer).is_ok()
         && matches!(answer.trim(), "y" | "Y" | "yes")
 }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use self::render::{Object, text};
 use super::policies;
-use super::{SettingsArgs, block_on, print_json};
+use super::{SettingsArgs, block_on, print_json, print_text};
 use crate::daemon::Refusal;
 use crate::daemon::control::{Answer, InForce, Request, ask};
 use crate::daemon::host_addresses;
@@ -136,7 +136,7 @@ fn answered(
     if json {
         print_json(&Object::new(&answer, &remarks))?;
     } else {
-        print!("{}", text(&answer, &remarks));
+        print_text(&text(&answer, &remarks))?;
     }
     Ok(match answer.outcome.passes() {
         true => ExitCode::SUCCESS,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{SettingsArgs, block_on, print_json, run::start_log};
+use super::{SettingsArgs, block_on, print_json, print_text, run::start_log};
 use crate::daemon::Refusal;
 use crate::daemon::guard::{Guard, guard};
 
@@ -24,17 +24,18 @@ pub(super) fn run(args: GuardArgs) -> Result<ExitCode, Refusal> {
     if args.json {
         print_json(&done)?;
     } else {
-        match done {
-            Guard::Stood => println!("the rules stand already: nothing was changed"),
+        let text = match done {
+            Guard::Stood => "the rules stand already: nothing was changed".to_owned(),
             Guard::Loaded {
                 revision: Some(revision),
-            } => println!(
+            } => format!(
                 "Docker's networks are closed until `cofferdam run` opens what revision {revision} declares"
             ),
             Guard::Loaded { revision: None } => {
-                println!("Docker's networks are closed; no valid policy was found")
+                "Docker's networks are closed; no valid policy was found".to_owned()
             }
-        }
+        };
+        print_text(&format!("{text}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }

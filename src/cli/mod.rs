@@ -18,6 +18,7 @@ mod sarif;
 mod schema;
 mod status;
 pub mod test;
+mod top;
 mod verify;
 
 use std::io::{self, IsTerminal, Write};
@@ -79,6 +80,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Show what was denied, audited or forged, by service and container
     Flows(flows::FlowsArgs),
+    /// Watch edges, denied attempts and what happens, live in the terminal
+    Top(top::TopArgs),
     /// Remove every trace: rules and networks
     Down(down::DownArgs),
 }
@@ -143,6 +146,7 @@ pub fn main() -> ExitCode {
         Command::Audit(args) => concluded(audit::run(args)),
         Command::Status(args) => concluded(status::run(&args)),
         Command::Flows(args) => concluded(flows::run(&args)),
+        Command::Top(args) => concluded(top::run(&args)),
         Command::Down(args) => concluded(down::run(args)),
     }
 }

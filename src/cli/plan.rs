@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use self::render::{Shown, markdown, text};
 use super::policies::{self, colour};
-use super::{SettingsArgs, block_on, print_json};
+use super::{SettingsArgs, block_on, print_json, print_text};
 use crate::daemon::Refusal;
 use crate::daemon::control::{Answer, InForce, Request, ask};
 use crate::daemon::preview::{Basis, VERSION, preview};
@@ -61,9 +61,9 @@ pub(super) fn run(args: PlanArgs) -> Result<ExitCode, Refusal> {
     if args.json {
         print_json(&json::Object::from(&shown))?;
     } else if args.markdown {
-        print!("{}", markdown(&shown));
+        print_text(&markdown(&shown))?;
     } else {
-        print!("{}", text(&shown, colour(stdout())));
+        print_text(&text(&shown, colour(stdout())))?;
     }
     Ok(match shown.is_empty() {
         true => ExitCode::SUCCESS,

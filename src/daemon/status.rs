@@ -226,6 +226,13 @@ pub enum EndpointState {
     Unguarded,
 }
 
+impl EndpointStatus {
+    /// Whether it must be proven for anything of it to pass: it has an address, and its network is guarded.
+    pub fn is_wanted(&self) -> bool {
+        !self.addresses.is_empty() && self.state != EndpointState::Unguarded
+    }
+}
+
 /// One edge and its use.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EdgeStatus {

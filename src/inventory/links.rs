@@ -1,6 +1,6 @@
 //! The host's bridges and their ports as they were last seen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::ContainerId;
 use crate::net::{IfName, Mac};
@@ -26,17 +26,30 @@ pub struct Peer {
     pub mac: Mac,
 }
 
-/// Bridges and ports by interface index.
+/// Bridges and ports by interface index, and the other ways round: a host has thousands, and each pass asks for all of them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Links {
     bridges: BTreeMap<u32, IfName>,
     ports: BTreeMap<u32, Port>,
+    names: BTreeMap<IfName, BTreeSet<u32>>,
+    /// Bridge and port.
+    on_bridges: BTreeSet<(u32, u32)>,
+    /// Bridge, the address claimed, and port.
+    claims: BTreeSet<(u32, Mac, u32)>,
+    /// Namespace and port.
+    namespaces: BTreeSet<(i32, u32)>,
 }
 
 impl Links {
     /// Takes a full listing: what is missing is gone. Returns whether anything changed.
     pub fn reset(&mut self, bridges: BTreeMap<u32, IfName>, ports: BTreeMap<u32, Port>) -> bool {
-        let listed = Self { bridges, ports };
+        let mut listed = Self::default();
+        for (index, name) in bridges {
+            listed.upsert_bridge(index, name);
+        }
+        for (_, port) in ports {
+            listed.upsert_port(port);
+        }
         let changed = *self != listed;
         *self = listed;
         changed
@@ -44,22 +57,55 @@ impl Links {
 
     /// Adds or renames a bridge. Returns whether anything changed.
     pub fn upsert_bridge(&mut self, index: u32, name: IfName) -> bool {
-        self.bridges.insert(index, name.clone()) != Some(name)
+        if self.bridges.get(&index) == Some(&name) {
+            return false;
+        }
+        self.remove_bridge(index);
+        self.names.entry(name.clone()).or_default().insert(index);
+        self.bridges.insert(index, name);
+        true
     }
 
     /// Forgets a bridge. Returns whether it was known.
     pub fn remove_bridge(&mut self, index: u32) -> bool {
-        self.bridges.remove(&index).is_some()
+        let Some(name) = self.bridges.remove(&index) else {
+            return false;
+        };
+        if let Some(indices) = self.names.get_mut(&name) {
+            indices.remove(&index);
+            if indices.is_empty() {
+                self.names.remove(&name);
+            }
+        }
+        true
     }
 
     /// Adds or changes a port. Returns whether anything changed.
     pub fn upsert_port(&mut self, port: Port) -> bool {
-        self.ports.insert(port.index, port.clone()) != Some(port)
+        if self.ports.get(&port.index) == Some(&port) {
+            return false;
+        }
+        self.remove_port(port.index);
+        self.on_bridges.insert((port.bridge, port.index));
+        if let Some(peer) = port.peer {
+            self.claims.insert((port.bridge, peer.mac, port.index));
+            self.namespaces.insert((peer.namespace, port.index));
+        }
+        self.ports.insert(port.index, port);
+        true
     }
 
     /// Forgets a port. Returns whether it was known.
     pub fn remove_port(&mut self, index: u32) -> bool {
-        self.ports.remove(&index).is_some()
+        let Some(port) = self.ports.remove(&index) else {
+            return false;
+        };
+        self.on_bridges.remove(&(port.bridge, index));
+        if let Some(peer) = port.peer {
+            self.claims.remove(&(port.bridge, peer.mac, index));
+            self.namespaces.remove(&(peer.namespace, index));
+        }
+        true
     }
 
     /// All bridges: index and name.
@@ -69,9 +115,7 @@ impl Links {
 
     /// The index of the bridge with this name.
     pub fn bridge_index(&self, name: &IfName) -> Option<u32> {
-        self.bridges()
-            .find(|(_, known)| *known == name)
-            .map(|(index, _)| index)
+        self.names.get(name)?.first().copied()
     }
 
     /// A port by its interface index.
@@ -81,22 +125,28 @@ impl Links {
 
     /// The ports of a bridge.
     pub fn ports_of(&self, bridge: u32) -> impl Iterator<Item = &Port> {
-        self.ports.values().filter(move |port| port.bridge == bridge)
+        self.on_bridges
+            .range((bridge, 0)..=(bridge, u32::MAX))
+            .filter_map(|(_, index)| self.ports.get(index))
     }
 
     /// The ports of a bridge behind which this address is claimed to be.
     fn claimants(&self, bridge: u32, mac: Mac) -> impl Iterator<Item = (&Port, i32)> {
-        self.ports_of(bridge)
-            .filter_map(|port| Some((port, port.peer?)))
-            .filter(move |(_, peer)| peer.mac == mac)
-            .map(|(port, peer)| (port, peer.namespace))
+        self.claims
+            .range((bridge, mac, 0)..=(bridge, mac, u32::MAX))
+            .filter_map(|(_, _, index)| self.ports.get(index))
+            .filter_map(|port| Some((port, port.peer?.namespace)))
     }
 
-    /// Whether any port leads to this namespace.
-    fn has_namespace(&self, namespace: i32) -> bool {
-        self.ports
-            .values()
-            .any(|port| port.peer.is_some_and(|peer| peer.namespace == namespace))
+    /// The ports that lead to this namespace.
+    fn leading_to(&self, namespace: i32) -> impl Iterator<Item = u32> {
+        self.namespaces
+            .range((namespace, 0)..=(namespace, u32::MAX))
+            .map(|(_, index)| *index)
+    }
+
+    fn leads_to(&self, port: u32, namespace: i32) -> bool {
+        self.namespaces.contains(&(namespace, port))
     }
 }
 
@@ -116,7 +166,7 @@ impl Occupants {
     /// Forgets namespaces that no port leads to any more: their numbers are given anew.
     pub fn retain(&mut self, links: &Links) {
         self.containers
-            .retain(|_, namespace| links.has_namespace(*namespace));
+            .retain(|_, namespace| links.leading_to(*namespace).next().is_some());
         let containers = &self.containers;
         self.namespaces
             .retain(|_, container| containers.contains_key(container));
@@ -126,10 +176,8 @@ impl Occupants {
     /// a port led to it all the time. The index of a port is never given anew.
     pub fn relisted(&mut self, before: &Links, now: &Links) {
         let lasting = |namespace: &i32| {
-            now.ports.values().any(|port| {
-                let leads = |port: &Port| port.peer.is_some_and(|peer| peer.namespace == *namespace);
-                leads(port) && before.port(port.index).is_some_and(leads)
-            })
+            now.leading_to(*namespace)
+                .any(|port| before.leads_to(port, *namespace))
         };
         self.containers.retain(|_, namespace| lasting(namespace));
         self.namespaces.retain(|namespace, _| lasting(namespace));
@@ -157,6 +205,11 @@ impl Occupants {
         } else {
             Some(port)
         }
+    }
+
+    /// Whether a container's namespace is known: then there is nothing to learn of it.
+    pub fn knows(&self, container: &ContainerId) -> bool {
+        self.containers.contains_key(container)
     }
 
     /// Takes in that a port is a container's: so is the namespace that it leads to, unless that is known to be another's, or
@@ -208,10 +261,9 @@ mod tests {
             };
             (index, port)
         };
-        Links {
-            bridges: BTreeMap::new(),
-            ports: ports.iter().map(port).collect(),
-        }
+        let mut links = Links::default();
+        links.reset(BTreeMap::new(), ports.iter().map(port).collect());
+        links
     }
 
     fn container(name: &str) -> ContainerId {
@@ -287,5 +339,48 @@ mod tests {
         let next = links(&[(11, 0, MAC)]);
         assert!(learn(&mut occupants, &next, "next", MAC));
         assert_eq!(port(&occupants, &next, "next", MAC), Some(11));
+    }
+
+    #[test]
+    fn what_is_found_by_bridge_address_and_namespace_follows_each_change() {
+        let mut changed = links(&[(10, 0, MAC), (11, 1, OTHER), (12, 2, MAC)]);
+        let moved = Port {
+            bridge: BRIDGE + 1,
+            ..changed.port(10).cloned().expect("a port")
+        };
+        assert!(changed.upsert_port(moved.clone()));
+        assert!(!changed.upsert_port(moved), "the same again");
+        let of = |links: &Links, bridge| links.ports_of(bridge).map(|it| it.index).collect::<Vec<_>>();
+        assert_eq!(
+            (of(&changed, BRIDGE), of(&changed, BRIDGE + 1)),
+            (vec![11, 12], vec![10])
+        );
+        let claimants = |links: &Links| links.claimants(BRIDGE, MAC).map(|it| it.1).collect::<Vec<_>>();
+        assert_eq!(claimants(&changed), [2]);
+        let without_peer = Port {
+            peer: None,
+            ..changed.port(12).cloned().expect("a port")
+        };
+        assert!(changed.upsert_port(without_peer));
+        assert!(claimants(&changed).is_empty());
+        assert!(changed.leading_to(2).next().is_none());
+        assert!(changed.remove_port(11) && !changed.remove_port(11));
+        assert!(of(&changed, BRIDGE) == [12] && changed.leading_to(1).next().is_none());
+        // What changes made is what a listing of the same makes.
+        let mut listed = Links::default();
+        listed.reset(BTreeMap::new(), changed.ports.clone());
+        assert_eq!(changed, listed);
+    }
+
+    #[test]
+    fn a_bridge_is_found_by_the_name_that_it_has_now() {
+        let name = |text: &str| text.parse::<IfName>().expect("a name");
+        let mut links = Links::default();
+        assert!(links.upsert_bridge(5, name("br-a")) && links.upsert_bridge(6, name("br-b")));
+        assert!(links.upsert_bridge(5, name("br-b")), "renamed");
+        assert_eq!(links.bridge_index(&name("br-a")), None);
+        assert_eq!(links.bridge_index(&name("br-b")), Some(5), "the first of two");
+        assert!(links.remove_bridge(5));
+        assert_eq!(links.bridge_index(&name("br-b")), Some(6));
     }
 }

@@ -22,8 +22,7 @@ use super::netlink::{
     text_attribute, u32_attribute, u64_attribute,
 };
 use crate::plan::ruleset::{
-    ChainName, CounterName, ElementAction, ElementChange, Hook, HookPoint, Key, KeyType, SetRef, TABLE,
-    TableFamily,
+    ChainName, CounterName, ElementAction, ElementChange, Hook, Key, KeyType, SetRef, TABLE, TableFamily,
 };
 
 /// Why elements could not be changed or read.
@@ -507,15 +506,7 @@ pub(super) fn parse_base_chain(payload: &[u8]) -> Option<(ChainName, Hook)> {
     const NFTA_HOOK_PRIORITY: u16 = 2;
     text_attribute(payload, NFTA_CHAIN_TABLE).filter(|table| *table == TABLE)?;
     let hook = attribute(payload, NFTA_CHAIN_HOOK)?;
-    // The numbers are the same for inet (`NF_INET_*`) and bridge (`NF_BR_*`).
-    let point = match u32_attribute(hook, NFTA_HOOK_HOOKNUM)? {
-        0 => HookPoint::Prerouting,
-        1 => HookPoint::Input,
-        2 => HookPoint::Forward,
-        3 => HookPoint::Output,
-        4 => HookPoint::Postrouting,
-        _ => return None,
-    };
+    let point = keys::hook(u32_attribute(hook, NFTA_HOOK_HOOKNUM)?)?;
     let priority = u32_attribute(hook, NFTA_HOOK_PRIORITY)?.cast_signed();
     Some((
         ChainName::from(text_attribute(payload, NFTA_CHAIN_NAME)?),

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 use crate::net::{Family, IfName, Mac, Transport};
-use crate::plan::ruleset::{Key, KeyType};
+use crate::plan::ruleset::{HookPoint, Key, KeyType};
 
 /// The bytes of an `ifname` (`IFNAMSIZ`).
 const NAME: usize = 16;
@@ -194,6 +194,18 @@ fn binding(bytes: &[u8]) -> Option<(u32, Mac, &[u8])> {
     let (mac, rest) = rest.split_first_chunk::<6>()?;
     let (_padding, address) = rest.split_first_chunk::<2>()?;
     Some((u32::from_ne_bytes(*index), Mac(*mac), address))
+}
+
+/// A hook by its number, which is the same for inet (`NF_INET_*`) and bridge (`NF_BR_*`).
+pub(super) fn hook(number: u32) -> Option<HookPoint> {
+    match number {
+        0 => Some(HookPoint::Prerouting),
+        1 => Some(HookPoint::Input),
+        2 => Some(HookPoint::Forward),
+        3 => Some(HookPoint::Output),
+        4 => Some(HookPoint::Postrouting),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

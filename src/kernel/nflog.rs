@@ -12,8 +12,10 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
+use super::keys;
 use super::netlink::{Netfilter, NetlinkError, attributes, text};
 use crate::net::{Mac, Traffic, Transport};
+use crate::plan::ruleset::HookPoint;
 
 /// Why packets cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +39,8 @@ pub enum NflogError {
 pub struct Logged {
     /// The rule's own words.
     pub prefix: String,
-    pub hook: LogHook,
+    /// Where in its way.
+    pub hook: HookPoint,
     /// The interface that it came in by; of a bridge's frame the bridge.
     pub iif: Option<u32>,
     /// The bridge's port that it came in by.
@@ -45,16 +48,6 @@ pub struct Logged {
     /// Who sent the frame, where there was one.
     pub mac: Option<Mac>,
     pub body: LoggedBody,
-}
-
-/// Where in the packet's way it was logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogHook {
-    Prerouting,
-    Input,
-    Forward,
-    Output,
-    Postrouting,
 }
 
 /// What the packet is.
@@ -223,14 +216,7 @@ pub(super) fn parse(payload: &[u8]) -> (Option<Logged>, Option<u32>) {
         }
     }
     let logged = header.and_then(|[high, low, hook]| {
-        let hook = match hook {
-            0 => LogHook::Prerouting,
-            1 => LogHook::Input,
-            2 => LogHook::Forward,
-            3 => LogHook::Output,
-            4 => LogHook::Postrouting,
-            _ => return None,
-        };
+        let hook = keys::hook(u32::from(hook))?;
         Some(Logged {
             prefix: prefix.to_owned(),
             hook,

@@ -165,7 +165,7 @@ fn add_set(set: &SetRef, spec: SetSpec) -> Value {
     if spec.kind == SetKind::Shares {
         // nft 1.0.6 has no word for `dynamic` here, and adds it itself for the rule that updates the set.
         put("flags", json!(["timeout"]));
-        put("timeout", json!(60));
+        put("timeout", json!(10));
     }
     if let Some(size) = spec.size {
         put("size", json!(size));

@@ -334,10 +334,11 @@ fn stamp(bits: u32) -> Nft<'static> {
     })
 }
 
-/// `update @SET { ip saddr limit rate N/second burst N packets }`: the `nftables` crate's statement knows no limit.
+/// `update @SET { ether saddr limit rate N/second burst N packets }`: the `nftables` crate's statement knows no limit.
 fn share(of: Sharer, set: &SetName, per_second: u32, burst: u32) -> Value {
     let key = match of {
-        Sharer::Address(side, family) => ip_address(side, family),
+        Sharer::Sender => payload("ether", "saddr"),
+        Sharer::Receiver => meta(MetaKey::Oif),
         Sharer::Port => meta(MetaKey::Iif),
     };
     let limit = json!({ "limit": { "rate": per_second, "per": "second", "burst": burst } });

@@ -10,6 +10,7 @@ pub mod learn;
 mod networks;
 mod rights;
 mod unenforceable;
+mod yaml;
 
 pub use identity::{Identity, Standing, standing};
 pub use networks::{Attachment, Role, ServiceNetwork, guarded_networks, owner, service_networks};

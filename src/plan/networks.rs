@@ -185,6 +185,10 @@ pub fn network_steps(
             if busy.contains_key(&Subject::Service(service.clone())) {
                 continue;
             }
+            // What is free for one is searched for through the whole pool: once there is nothing, there is nothing for all.
+            if exhausted.is_some() {
+                continue;
+            }
             match pools.free_subnets(&taken) {
                 Ok((ipv4, ipv6)) => {
                     let (service, name) = (service.clone(), network.name.clone());
@@ -204,18 +208,19 @@ pub fn network_steps(
         };
         attach(network, existing, inventory, allocator, busy, &mut steps);
     }
+    let mut attachments: BTreeMap<&NetworkId, Vec<&ContainerId>> = BTreeMap::new();
+    for container in inventory.containers().values() {
+        for network in container.endpoints.keys() {
+            attachments.entry(network).or_default().push(&container.id);
+        }
+    }
     for network in inventory.networks().values().filter(|network| network.is_ours()) {
         // Where a service has several, all but one go.
         let members = owner(network)
             .filter(|service| ours.get(service).is_some_and(|it| it.id == network.id))
             .and_then(|service| wanted.get(&service))
             .map(|it| &it.members);
-        let attached: Vec<_> = inventory
-            .containers()
-            .values()
-            .filter(|it| it.endpoints.contains_key(&network.id))
-            .map(|it| &it.id)
-            .collect();
+        let attached = attachments.get(&network.id).map_or(&[][..], Vec::as_slice);
         for container in attached
             .iter()
             .filter(|id| members.is_none_or(|it| !it.contains_key(id)))

@@ -34,10 +34,12 @@ impl View<'_> {
             let mut is_declared = false;
             self.host_port(*port, &servers, claim);
             for caller in self.inventory.containers().values() {
-                let Some(Standing::Managed(calling)) = self.standings.get(&caller.id) else {
-                    continue;
+                let calling = match self.standings.get(&caller.id) {
+                    Some(Standing::Managed(calling)) => Party::Services(calling.services()),
+                    Some(Standing::Unmanaged) => Party::Unmanaged,
+                    Some(Standing::Quarantined(_) | Standing::Isolated(_)) | None => continue,
                 };
-                let dials = self.dials(&Party::Services(calling.services()), &servers);
+                let dials = self.dials(&calling, &servers);
                 if dials == Dials::Never {
                     continue;
                 }
@@ -64,7 +66,7 @@ impl View<'_> {
         }
     }
 
-    /// The port is carried, and whether it is for the world and for the host.
+    /// The port is carried, and whether it is for the world, for the host, and for containers on networks that are not guarded.
     fn host_port(&self, port: Published, servers: &[Server<'_>], claim: &mut Claim) {
         let family = Family::of(port.address);
         let key = Key::HostPort(family, port.transport, port.host_port);
@@ -76,6 +78,9 @@ impl View<'_> {
         }
         if self.dials(&Party::Host, servers) != Dials::Never {
             add("carried_host");
+        }
+        if self.dials(&Party::Unmanaged, servers) != Dials::Never {
+            add("carried_unmanaged");
         }
         if port.address.is_unspecified() {
             add("carried");

@@ -125,7 +125,7 @@ pub enum SetKind {
     Plain,
     /// Each element carries a verdict (`goto` a chain): `type KEY : verdict`.
     Verdicts,
-    /// Filled by [`Statement::Share`], one element for each that was seen in the last minute: `flags dynamic, timeout`.
+    /// Filled by [`Statement::Share`], one element for each that was seen in the last ten seconds: `flags dynamic, timeout`.
     Shares,
 }
 
@@ -268,9 +268,11 @@ pub enum BindingSource {
 /// Of whom a share is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharer {
-    /// `ip saddr`, `ip6 daddr`
-    Address(Side, Family),
-    /// `meta iif`
+    /// `ether saddr`: the container that sent it, on a guarded bridge.
+    Sender,
+    /// `meta oif`: the network that it is sent to; 0 where that is the host.
+    Receiver,
+    /// `meta iif`: the bridge's port.
     Port,
 }
 
@@ -337,7 +339,7 @@ pub enum Statement {
     Stamp(u32),
     /// `counter name "e_…"`
     Counter(CounterName),
-    /// `update @shares4 { ip saddr limit rate N/second burst N packets }`: goes on while this one has not had more than its share.
+    /// `update @senders { ether saddr limit rate N/second burst N packets }`: goes on while this one has not had more than its share.
     Share {
         of: Sharer,
         set: SetName,

@@ -355,6 +355,20 @@ impl Daemon {
         Ok((text(&output.stdout), text(&output.stderr)))
     }
 
+    /// The answer of `explain`, which has an exit code of its own for what is denied.
+    pub(crate) async fn explained(&self, words: &[&str]) -> anyhow::Result<Value> {
+        let output = Command::new(cofferdam())
+            .args(["explain", "--json"])
+            .args(words)
+            .env("COFFERDAM_CONTROL_SOCKET", self.control())
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .context("cannot run cofferdam explain")?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let pid = self
             .process

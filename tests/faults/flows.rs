@@ -43,6 +43,7 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     figures.push(scene.gone().await?);
     figures.push(scene.drawn().await?);
     figures.push(scene.schemas().await?);
+    figures.push(scene.story().await?);
     figures.push(scene.scan().await?);
     Ok(closed(scene.shop, "flows", figures).await)
 }
@@ -362,6 +363,43 @@ impl Scene {
             name: "flows: as the schemas say".to_owned(),
             tried: u64::try_from(flows.len())? + 1,
             failed: (!complaints.is_empty()).then(|| complaints.join("; ")),
+            ..Figure::default()
+        })
+    }
+
+    /// The flows, the metrics, the status and `explain` tell the same story.
+    async fn story(&self) -> anyhow::Result<Figure> {
+        let daemon = &self.shop.daemon;
+        let records = told(&self.shop, "--from shop/client --to shop/server --verdict denied").await?;
+        let attempts: u64 = records.iter().map(|it| number(it, "attempts")).sum();
+        let (metrics, _) = daemon.asked(&["status", "--metrics"]).await?;
+        let line = format!(
+            "cofferdam_denied_attempts_total{{from=\"shop/client\",to=\"shop/server\",reason=\"no-edge\"}} {attempts}"
+        );
+        let mut faults = Vec::new();
+        if !metrics.lines().any(|it| it == line) {
+            let denied = metrics.lines().filter(|it| it.contains("denied_attempts"));
+            faults.push(format!("not {line}, but {:?}", denied.collect::<Vec<_>>()));
+        }
+        // Every packet that the kernel dropped is in a record: nothing was beyond its sender's share so far.
+        let all = told(&self.shop, "--verdict denied").await?;
+        let packets: u64 = all.iter().map(|it| number(it, "packets")).sum();
+        let status = daemon.status().await?;
+        let dropped = number(&status, "denied_packets");
+        // The host's own reports to multicast groups are no flows.
+        if packets > dropped || dropped - packets > 50 || number(&status, "unlogged_packets") != 0 {
+            faults.push(format!("{packets} packets are told, {dropped} were dropped"));
+        }
+        let port = format!("shop/server:{UNDECLARED}");
+        let explained = daemon.explained(&["shop/client", &port]).await?;
+        if explained["outcome"] != "denied" {
+            faults.push(format!("explain: {explained}"));
+        }
+        Ok(Figure {
+            name: "flows: one story".to_owned(),
+            tried: attempts,
+            failed: (!faults.is_empty()).then(|| faults.join("; ")),
+            note: Some(format!("{packets} of {dropped} dropped packets in records")),
             ..Figure::default()
         })
     }

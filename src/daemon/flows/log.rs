@@ -313,9 +313,10 @@ mod tests {
     use super::super::book::Book;
     use super::super::resolve::{Patience, Resolved, resolve};
     use super::*;
-    use crate::kernel::nflog::{LogHook, Logged, LoggedBody};
+    use crate::kernel::nflog::{Logged, LoggedBody};
     use crate::model::Standing;
     use crate::net::{Traffic, Transport};
+    use crate::plan::ruleset::HookPoint;
     use crate::plan::{Moves, Place, Resident};
 
     const SCANNER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -350,7 +351,7 @@ mod tests {
     fn attempt(book: &Book, source: IpAddr, destination: IpAddr, port: u16, packet: (u16, u32)) -> Attempt {
         let logged = Logged {
             prefix: "cofferdam denied".to_owned(),
-            hook: LogHook::Forward,
+            hook: HookPoint::Forward,
             iif: None,
             port: None,
             mac: None,

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use super::book::{Book, Party};
 use super::record::{Direction, EndKind, FlowEnd, FlowVerdict};
-use crate::kernel::nflog::{LogHook, Logged, LoggedBody};
+use crate::kernel::nflog::{Logged, LoggedBody};
 use crate::model::explain::{End, denial};
 use crate::model::{Rights, Standing, Verdict};
 use crate::net::{Family, Traffic};
-use crate::plan::ruleset::LOG_PREFIX;
+use crate::plan::ruleset::{HookPoint, LOG_PREFIX};
 use crate::policy;
 
 /// What a packet is an attempt of.
@@ -151,25 +151,25 @@ fn judged(verdict: FlowVerdict, logged: &Logged, book: &Book, when: Instant, pat
         return Resolved::Nothing;
     };
     let mut from = match logged.hook {
-        LogHook::Output => other(EndKind::Host, Some(source)),
+        HookPoint::Output => other(EndKind::Host, Some(source)),
         _ => known(source, book, when),
     };
     // What comes to the host from nowhere that is known, by `lo`, is its own.
     let behind = match (logged.hook, traffic) {
-        (LogHook::Input, Traffic::Port(transport, port)) => book.behind(transport, port),
+        (HookPoint::Input, Traffic::Port(transport, port)) => book.behind(transport, port),
         _ => None,
     };
     let to = match (logged.hook, behind) {
-        (LogHook::Input, Some((party, port))) => {
+        (HookPoint::Input, Some((party, port))) => {
             if let Traffic::Port(transport, _) = traffic {
                 traffic = Traffic::Port(transport, port);
             }
             container(party, Some(destination))
         }
-        (LogHook::Input, None) => other(EndKind::Host, Some(destination)),
+        (HookPoint::Input, None) => other(EndKind::Host, Some(destination)),
         _ => known(destination, book, when),
     };
-    if logged.hook == LogHook::Input && (source.is_loopback() || source == destination) {
+    if logged.hook == HookPoint::Input && (source.is_loopback() || source == destination) {
         from = other(EndKind::Host, Some(source));
     }
     // The host's own reports to multicast groups, on every interface that it has.

@@ -66,10 +66,11 @@ struct EdgeView<'a> {
     until: Option<&'a str>,
 }
 
-/// What changes all the time. `edges` are in the order of the view's.
+/// What changes all the time. `edges` are in the order of the view's: packets that opened connections, and when the last one
+/// did.
 #[derive(Debug, Serialize)]
 pub(super) struct Counters<'a> {
-    edges: Vec<(Option<u64>, Option<u64>)>,
+    edges: Vec<(Option<u64>, Option<&'a str>)>,
     denied_packets: Option<u64>,
     audited_packets: Option<u64>,
     passes: u64,
@@ -80,7 +81,10 @@ pub(super) struct Counters<'a> {
 impl<'a> View<'a> {
     pub(super) fn of(status: &'a Status) -> Self {
         let services = status.services.iter().map(|(name, service)| {
-            let endpoints = || service.containers.iter().flat_map(|it| &it.endpoints);
+            let endpoints = || {
+                let all = service.containers.iter().flat_map(|it| &it.endpoints);
+                all.filter(|it| it.is_wanted())
+            };
             let view = ServiceView {
                 containers: service.containers.len(),
                 endpoints: endpoints().count(),
@@ -152,7 +156,7 @@ impl<'a> Counters<'a> {
             edges: status
                 .edges
                 .iter()
-                .map(|edge| (edge.packets, edge.bytes))
+                .map(|edge| (edge.packets, edge.last_used.as_deref()))
                 .collect(),
             denied_packets: status.denied_packets,
             audited_packets: status.audited_packets,

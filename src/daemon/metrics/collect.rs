@@ -220,7 +220,7 @@ fn containers(out: &mut Out<'_>, status: &Status) -> Result<(), Error> {
     // A container of several services is one container.
     for container in managed.filter(|it| seen.insert(it.id.as_str())) {
         *standings.entry("managed").or_default() += 1;
-        for endpoint in &container.endpoints {
+        for endpoint in container.endpoints.iter().filter(|it| it.is_wanted()) {
             let state = if endpoint.bound { "bound" } else { "pending" };
             *endpoints.entry(state).or_default() += 1;
         }

@@ -102,7 +102,7 @@ fn the_status_as_text() {
     status.unenforceable_counts = [("privileged".to_owned(), 2)].into();
     let endpoint = |bound| EndpointStatus {
         network: "n".to_owned(),
-        addresses: Vec::new(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
         bound,
         state: crate::daemon::status::EndpointState::default(),
     };

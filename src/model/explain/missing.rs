@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{End, Question};
+use crate::model::yaml::scalar;
 use crate::policy::{Name, Policy, Ports, ScopedName};
 
 /// An edge that is not there.
@@ -88,13 +89,13 @@ impl Writer<'_> {
         match end {
             End::World => "world".to_owned(),
             End::Host => "host".to_owned(),
-            End::External(name) if name.segment == *self.segment => name.name.to_string(),
+            End::External(name) if name.segment == *self.segment => scalar(name.name.as_str()),
             End::External(name) => {
                 self.remarks.push(format!(
                     "externals are each segment's own: declare `{}` in segment `{}` too, with the addresses of `{name}`",
                     name.name, self.segment
                 ));
-                name.name.to_string()
+                scalar(name.name.as_str())
             }
             End::Outside(address) => self.address(*address),
             End::Service(_) | End::Container { .. } => {
@@ -116,9 +117,9 @@ impl Writer<'_> {
 
     fn name(&self, id: &ScopedName) -> String {
         if id.segment == *self.segment {
-            id.name.to_string()
+            scalar(id.name.as_str())
         } else {
-            id.to_string()
+            scalar(&id.to_string())
         }
     }
 
@@ -133,7 +134,7 @@ impl Writer<'_> {
             self.remarks.push(format!(
                 "`{id}` is an external with that address; it may have others too"
             ));
-            return id.name.to_string();
+            return scalar(id.name.as_str());
         }
         let net = ipnet::IpNet::from(address);
         self.externals

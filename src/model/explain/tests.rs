@@ -275,3 +275,24 @@ fn what_is_not_known_is_said() {
     let question = Question::parse("203.0.113.1", "[2001:db8::1]:1", &rights.policy, alone).unwrap();
     assert!(explain(&rights, question, now()).is_err());
 }
+
+#[test]
+fn a_missing_edge_names_services_that_look_like_numbers() {
+    let text = "cofferdam: 1\nsegment: s\nservices:\n  \"0\": { select: { name: zero } }\n  \"1e3\": { select: { name: thousand } }\n";
+    let load = |text: &str| {
+        let file = SourceFile {
+            path: "s.yaml".to_owned(),
+            bytes: text.into(),
+        };
+        load(&[file]).unwrap().policy
+    };
+    let of = |policy| Rights {
+        policy,
+        ..Rights::default()
+    };
+    let answer = ask_with(&of(load(text)), "s/0", "s/1e3:80", Knowledge::PolicyAlone);
+    let missing = answer.missing.unwrap();
+    let mended = of(load(&format!("{text}{}", missing.yaml)));
+    let answer = ask_with(&mended, "s/0", "s/1e3:80", Knowledge::PolicyAlone);
+    assert_eq!(answer.outcome, Outcome::Permitted);
+}

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use super::document::{edges_of, line_of, remarks, shown};
 use super::edges::{Edges, LearnedEdge};
-use super::words::scalar;
 use super::{End, Evidence, Flow, Lesson, Scope};
+use crate::model::yaml::scalar;
 use crate::model::{Standing, standing};
 use crate::net::{Family, Traffic};
 use crate::policy::{Name, Party, Peer, Policy, Ports};

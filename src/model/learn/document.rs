@@ -6,9 +6,10 @@ use std::fmt::Write as _;
 use super::edges::{Edges, LearnedEdge, time, written};
 use super::groups::{self, Layout, Services};
 use super::observation::Settled;
-use super::words::{plain, quoted, scalar, several};
+use super::words::{plain, several};
 use super::{End, Lesson, Scope};
 use crate::inventory::{ContainerId, Lifecycle};
+use crate::model::yaml::{quoted, scalar};
 use crate::policy::{Name, Peer};
 
 /// Tests of a segment; with more of them nobody reads them.

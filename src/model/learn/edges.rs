@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::words::{plain, scalar, several};
+use super::words::{plain, several};
 use super::{Direction, End, Evidence, Flow, Lesson};
+use crate::model::yaml::scalar;
 use crate::net::{PortRange, Transport};
 use crate::policy::{Name, Peer, Ports, ScopedName};
 

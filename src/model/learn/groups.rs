@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::words::{quoted, suggested, unique};
+use super::words::{suggested, unique};
 use crate::inventory::{Container, ContainerId};
+use crate::model::yaml::quoted;
 use crate::policy::{Name, ScopedName, ServiceId};
 
 pub(super) const PROJECT: &str = "com.docker.compose.project";

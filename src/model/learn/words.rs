@@ -1,37 +1,9 @@
 //! Text from outside made harmless: names for services, strings in YAML, words in comments.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 
 /// The longest name of a service or segment.
 const LONGEST: usize = 63;
-
-/// A double-quoted YAML string that stands for just this text, whatever is in it. Pure ASCII.
-pub(super) fn quoted(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for c in text.chars() {
-        let _infallible = match c {
-            '"' => write!(quoted, "\\\""),
-            '\\' => write!(quoted, "\\\\"),
-            ' '..='~' => write!(quoted, "{c}"),
-            _ if u32::from(c) <= 0xff => write!(quoted, "\\x{:02x}", u32::from(c)),
-            _ if u32::from(c) <= 0xffff => write!(quoted, "\\u{:04x}", u32::from(c)),
-            _ => write!(quoted, "\\U{:08x}", u32::from(c)),
-        };
-    }
-    quoted.push('"');
-    quoted
-}
-
-/// A name as a YAML scalar: quoted where it would be a number or a word with a meaning of its own.
-pub(super) fn scalar(name: &str) -> String {
-    let words = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
-    match name.starts_with(|c: char| c.is_ascii_digit()) || words.contains(&name) {
-        true => quoted(name),
-        false => name.to_owned(),
-    }
-}
 
 /// Text for a comment: on one line, printable, and not too long.
 pub(super) fn plain(text: &str) -> String {
@@ -111,11 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_gets_out_of_its_quotes_or_its_comment() {
-        assert_eq!(
-            quoted("a\"\\\n\u{e9}\u{2028}\u{1f600}"),
-            r#""a\"\\\x0a\xe9\u2028\U0001f600""#
-        );
+    fn nothing_gets_out_of_its_comment() {
         assert_eq!(plain("x\n- { evil }\u{85}"), "x\\n- { evil }\\u{85}");
         assert_eq!(plain(&"y".repeat(310)).len(), 303);
     }

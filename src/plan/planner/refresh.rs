@@ -31,7 +31,8 @@ impl Planner {
     pub(super) fn find_occupants(&mut self) {
         let view = self.view();
         let mut found = Vec::new();
-        for container in self.inventory.containers().values() {
+        let strangers = self.inventory.containers().values();
+        for container in strangers.filter(|it| !self.occupants.knows(&it.id)) {
             for (network, endpoint) in &container.endpoints {
                 let port = view.port_of(&container.id, network, endpoint);
                 let port = port.filter(|port| view.is_confirmed(&container.id, network, *port));

@@ -15,8 +15,8 @@ impl Planner {
         });
         let astray = self.homes.iter().filter_map(|(port, home)| {
             let there = self.links.port(*port).map(|it| it.bridge) == Some(home.bridge);
-            let exists = self.links.bridges().any(|(index, _)| index == home.bridge);
-            (!there && exists && !home.returned).then_some(LinkStep::Return {
+            let exists = || self.links.bridges().any(|(index, _)| index == home.bridge);
+            (!there && !home.returned && exists()).then_some(LinkStep::Return {
                 port: *port,
                 bridge: home.bridge,
             })

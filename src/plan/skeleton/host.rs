@@ -61,6 +61,12 @@ pub(super) fn carried_chains(table: &mut Table) {
         table,
         "carried_elsewhere",
         vec![
+            // What is only audited, from where nobody is managed.
+            rule([
+                interface(Side::Source, "unguarded"),
+                host_port("carried_unmanaged"),
+                Statement::Goto(chain("pass")),
+            ]),
             rule([Statement::Jump(chain("from_containers"))]),
             rule([lo, Statement::Goto(chain("carried_from_host"))]),
             pass(host_port("carried_world")),

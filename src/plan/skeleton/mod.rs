@@ -79,7 +79,7 @@ pub(super) fn inet_skeleton(unmanaged: Unmanaged, options: Options) -> Table {
         };
         table.sets.insert(names::by_family("guarded", family), spec);
     }
-    for name in ["carried", "carried_world", "carried_host"] {
+    for name in ["carried", "carried_world", "carried_host", "carried_unmanaged"] {
         let spec = SetSpec {
             key: KeyType::HostPort,
             kind: SetKind::Plain,

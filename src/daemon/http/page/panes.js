@@ -103,13 +103,14 @@ function showFlows(state) {
 
 function edgeRow(state, index, other) {
   const edge = state.view.edges[index];
-  const [packets] = state.counters.edges[index] || [null];
+  const [packets, used] = state.counters.edges[index] || [null, null];
   const ports = edge.ports.map((port) => shown(port)).join(', ');
   const notes = [edge.why, edge.until ? `until ${edge.until}` : null, edge.declared].filter(Boolean).map((text) => shown(text)).join(' · ');
   return h('li', {},
     h('span', {}, peerButton(state, other), h('small', {}, notes)),
     h('span', { class: 'mono' }, ports),
-    h('span', { class: 'num', title: 'packets that opened connections' }, packets === null ? '–' : packets === 0 ? 'unused' : compact(packets)));
+    h('span', { class: 'num', title: 'packets that opened connections' },
+      packets === null ? '–' : packets === 0 && !used ? 'unused' : compact(packets), used ? h('small', {}, agoElement(used)) : null));
 }
 
 function peerButton(state, id) {
@@ -144,8 +145,9 @@ function containersElement(state, id) {
   if (!told) return h('p', { class: 'none' }, 'Asking …');
   if (!told.length) return h('p', { class: 'none' }, 'None runs.');
   const row = (container) => {
-    const bound = container.endpoints.length > 0 && container.endpoints.every((endpoint) => endpoint.bound);
-    const word = container.endpoints.length === 0 ? 'no endpoint' : bound ? 'bound' : 'not all bound';
+    const endpoints = container.endpoints.filter((endpoint) => endpoint.addresses.length > 0 && endpoint.state !== 'unguarded');
+    const bound = endpoints.length > 0 && endpoints.every((endpoint) => endpoint.bound);
+    const word = endpoints.length === 0 ? 'not running' : bound ? 'bound' : 'not all bound';
     const addresses = container.endpoints.flatMap((endpoint) => endpoint.addresses.map((address) => `${shown(address)} on ${shown(endpoint.network)}`));
     return h('li', {},
       h('span', {}, named(container.name), h('small', {}, addresses.slice(0, 6).join(', ') + (addresses.length > 6 ? ` and ${addresses.length - 6} more` : ''))),

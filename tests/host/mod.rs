@@ -1,0 +1,112 @@
+//! A private engine for one test, and the product in its namespaces.
+#![allow(dead_code, reason = "each test executable uses its part")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// An engine that ends with the test, whatever becomes of it. Its directory is the test's, too.
+pub(crate) struct Engine(pub(crate) PathBuf);
+
+impl Engine {
+    /// Starts it, with an image: its name, and the files or tools that are in it.
+    pub(crate) fn up(name: &str, image: &[&str]) -> Self {
+        let engine = Self(format!("/tmp/cofferdam-{name}-{}", std::process::id()).into());
+        engine.script("up", &[]);
+        engine.script("image", image);
+        engine
+    }
+
+    /// A command of `tests/engine/private-engine`, which must succeed.
+    pub(crate) fn script(&self, command: &str, arguments: &[&str]) -> String {
+        let output = Command::new(script())
+            .arg(command)
+            .arg(&self.0)
+            .args(arguments)
+            .env("ENGINE_OWNER", std::process::id().to_string())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "private-engine {command} {arguments:?}: {output:?}"
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub(crate) fn docker(&self, arguments: &[&str]) -> String {
+        self.exec(&[&["docker"], arguments].concat())
+    }
+
+    /// A command in the engine's namespaces, which must succeed.
+    pub(crate) fn exec(&self, words: &[&str]) -> String {
+        self.script("exec", words).trim().to_owned()
+    }
+
+    /// A command in the engine's namespaces, with all that the product asks of its environment.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(script());
+        command
+            .arg("exec")
+            .arg(&self.0)
+            .args(words)
+            .env("COFFERDAM_DOCKER_SOCKET", self.0.join("docker.sock"))
+            .env("COFFERDAM_CONTROL_SOCKET", self.0.join("cofferdam/control.sock"))
+            .env("COFFERDAM_STATE_DIRECTORY", self.0.join("cofferdam/state"));
+        command
+    }
+
+    /// The product in the engine's namespaces.
+    pub(crate) fn cofferdam(&self, arguments: &[&str]) -> Command {
+        self.command(&[&[env!("CARGO_BIN_EXE_cofferdam")], arguments].concat())
+    }
+
+    /// A directory with this policy of segment `shop`.
+    pub(crate) fn policies(&self, name: &str, text: &str) -> String {
+        let directory = self.0.join(name);
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("shop.yaml"), text).unwrap();
+        directory.to_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn address(&self, container: &str, network: &str) -> String {
+        let format = format!("{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}");
+        self.docker(&["inspect", "-f", &format, container])
+    }
+
+    /// Waits until the daemon has everything in force; its log is in `daemon.log`.
+    pub(crate) fn await_enforcing(&self) {
+        wait_until("the daemon enforces", Some(&self.0.join("daemon.log")), || {
+            let status = self.cofferdam(&["status", "--json"]).output().unwrap();
+            let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
+            status["state"] == "enforcing" && status["settled"] == true
+        });
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        Command::new(script()).arg("down").arg(&self.0).output().ok();
+    }
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/engine/private-engine")
+}
+
+/// Waits for it, a minute at most; what the log says is told then.
+pub(crate) fn wait_until(what: &str, log: Option<&Path>, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        if begun.elapsed() > Duration::from_secs(60) {
+            let log = log.map(|log| std::fs::read_to_string(log).unwrap_or_default());
+            panic!("{what}: not within a minute: {}", log.unwrap_or_default());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Standard output and error together.
+pub(crate) fn said(output: &Output) -> String {
+    let text = [output.stdout.as_slice(), &output.stderr].concat();
+    String::from_utf8(text).unwrap()
+}
