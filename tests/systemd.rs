@@ -42,7 +42,11 @@ fn analyze(arguments: &[&str]) -> Output {
         .args(arguments)
         .env("SYSTEMD_COLORS", "0")
         .output()
-        .expect("systemd-analyze is needed: `tests/engine/private-engine setup systemd` installs it")
+        .unwrap_or_else(|error| {
+            panic!(
+                "systemd-analyze is needed (`tests/engine/private-engine setup systemd` installs it): {error}"
+            )
+        })
 }
 
 #[test]
@@ -284,7 +288,12 @@ fn it_is_ready_when_the_rules_stand_and_beats_as_long_as_it_goes_round() {
     manager.heard.clear();
     manager.hear(Duration::from_secs(2), None);
     assert_eq!(manager.heard, Vec::<String>::new());
-    engine.script(&["exec"], &["kill", "-CONT", &pid]);
+    // nsenter stops with its child, and has it go on when it goes on itself.
+    let script = daemon.0.id();
+    let children = fs::read_to_string(format!("/proc/{script}/task/{script}/children")).unwrap();
+    for child in children.split_whitespace() {
+        kill(Pid::from_raw(child.parse().unwrap()), Signal::SIGCONT).unwrap();
+    }
     manager.expect(20, "WATCHDOG=1");
 
     daemon.signal(Signal::SIGTERM);
