@@ -1,6 +1,8 @@
 //! What a packet pays: new connections, throughput and latency between two network namespaces on a bridge.
 //!
-//! Every measurement stands right beside one of the baseline, and their ratio is what counts: a busy machine slows both.
+//! Every measurement stands right beside one of the baseline, and their ratio is what counts: a busy machine slows both. The
+//! goals are held against the ratio of what a second of processor time achieves, at both ends and in the kernel on their behalf:
+//! that of what a second on the wall does is told beside, and means something where nothing else runs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -79,7 +81,7 @@ pub(crate) fn run(report: &mut Report) {
 struct Kind {
     name: &'static str,
     unit: &'static str,
-    measure: fn(Duration) -> f64,
+    measure: fn(Duration) -> Rate,
     /// Of the baseline.
     goal: f64,
 }
@@ -108,13 +110,42 @@ const KINDS: [Kind; 3] = [
 /// Each value and the baseline that was measured right before it.
 #[derive(Default)]
 struct Found {
-    baselines: Vec<f64>,
-    values: Vec<f64>,
+    baselines: Vec<Rate>,
+    values: Vec<Rate>,
+}
+
+/// What was achieved in a second.
+#[derive(Clone, Copy)]
+struct Rate {
+    on_the_wall: f64,
+    of_processor_time: f64,
+}
+
+impl Rate {
+    /// Runs on the client's thread while the server's are there.
+    fn of(run: impl FnOnce() -> f64) -> Self {
+        let (begun, before) = (Instant::now(), processor_time());
+        let achieved = run();
+        Self {
+            on_the_wall: achieved / begun.elapsed().as_secs_f64(),
+            of_processor_time: achieved / (processor_time() - before),
+        }
+    }
+}
+
+/// Seconds that the threads of this process have run so far.
+fn processor_time() -> f64 {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    let nanoseconds = threads.filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    nanoseconds.sum::<u64>() as f64 / 1e9
 }
 
 fn tell(report: &mut Report, kind: &Kind, ways: &[(String, Way)], found: &[&Found]) {
     let Kind { name: what, unit, .. } = kind;
-    let baselines = found.iter().flat_map(|it| it.baselines.iter().copied());
+    let baselines = found.iter().flat_map(|it| &it.baselines).map(|it| it.on_the_wall);
     let baseline = Sample::new(baselines.collect());
     report.figure(
         &format!("{what}, br_netfilter without rules"),
@@ -125,13 +156,11 @@ fn tell(report: &mut Report, kind: &Kind, ways: &[(String, Way)], found: &[&Foun
     );
     let mut sizes = Vec::new();
     for ((name, way), found) in ways.iter().zip(found) {
-        let ratios = found
-            .values
-            .iter()
-            .zip(&found.baselines)
-            .map(|(value, base)| value / base);
-        let ratios = Sample::new(ratios.collect());
-        let values = Sample::new(found.values.clone());
+        let ratios = |of: fn(&Rate) -> f64| {
+            let pairs = found.values.iter().zip(&found.baselines);
+            Sample::new(pairs.map(|(value, base)| of(value) / of(base)).collect())
+        };
+        let values = Sample::new(found.values.iter().map(|it| it.on_the_wall).collect());
         report.figure(
             &format!("{what}, {name}"),
             unit,
@@ -139,11 +168,26 @@ fn tell(report: &mut Report, kind: &Kind, ways: &[(String, Way)], found: &[&Foun
             Some(baseline.median()),
             Goal::None,
         );
+        let on_the_wall = ratios(|it| it.on_the_wall);
+        report.figure(
+            &format!("{what}, {name}: ratio, wall"),
+            "",
+            &on_the_wall,
+            Some(1.0),
+            Goal::None,
+        );
+        let ratios = ratios(|it| it.of_processor_time);
         let goal = match way {
             Way::Ours(_) => Goal::AtLeast(kind.goal),
             _ => Goal::None,
         };
-        report.figure(&format!("{what}, {name}: ratio"), "", &ratios, Some(1.0), goal);
+        report.figure(
+            &format!("{what}, {name}: ratio, processor"),
+            "",
+            &ratios,
+            Some(1.0),
+            goal,
+        );
         if let Some(services) = name.strip_prefix("ring of ").and_then(|it| it.split(' ').next()) {
             sizes.push((services.parse().unwrap(), 1.0 / ratios.median()));
         }
@@ -352,13 +396,13 @@ fn answer(mut stream: TcpStream) {
     }
 }
 
-/// Connect, request, response, close; so many in a second.
-fn connections(time: Duration) -> f64 {
-    as_client(move || {
-        let reset = nix::libc::linger {
-            l_onoff: 1,
-            l_linger: 0,
-        };
+/// Connect, request, response, close.
+fn connections(time: Duration) -> Rate {
+    let reset = nix::libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    let run = move || {
         let begun = Instant::now();
         let mut count = 0.0;
         while begun.elapsed() < time {
@@ -369,13 +413,14 @@ fn connections(time: Duration) -> f64 {
             setsockopt(&stream, sockopt::Linger, &reset).unwrap();
             count += 1.0;
         }
-        count / begun.elapsed().as_secs_f64()
-    })
+        count
+    };
+    as_client(move || Rate::of(run))
 }
 
-/// One stream's MiB in a second, as the receiver counts them.
-fn throughput(time: Duration) -> f64 {
-    as_client(move || {
+/// One stream's MiB, as the receiver counts them.
+fn throughput(time: Duration) -> Rate {
+    let run = move || {
         let mut stream = TcpStream::connect(at(DECLARED)).unwrap();
         let block = vec![b's'; 1 << 17];
         let begun = Instant::now();
@@ -385,13 +430,14 @@ fn throughput(time: Duration) -> f64 {
         stream.shutdown(Shutdown::Write).unwrap();
         let mut total = [0; 8];
         stream.read_exact(&mut total).unwrap();
-        u64::from_be_bytes(total) as f64 / f64::from(1 << 20) / begun.elapsed().as_secs_f64()
-    })
+        u64::from_be_bytes(total) as f64 / f64::from(1 << 20)
+    };
+    as_client(move || Rate::of(run))
 }
 
-/// A byte there and a byte back on one connection, so many in a second.
-fn round_trips(time: Duration) -> f64 {
-    as_client(move || {
+/// A byte there and a byte back on one connection.
+fn round_trips(time: Duration) -> Rate {
+    let run = move || {
         let mut stream = TcpStream::connect(at(DECLARED)).unwrap();
         stream.set_nodelay(true).unwrap();
         let begun = Instant::now();
@@ -401,6 +447,7 @@ fn round_trips(time: Duration) -> f64 {
             stream.read_exact(&mut [0]).unwrap();
             count += 1.0;
         }
-        count / begun.elapsed().as_secs_f64()
-    })
+        count
+    };
+    as_client(move || Rate::of(run))
 }
