@@ -192,6 +192,9 @@ fn understood<T: Default + for<'de> Deserialize<'de>>(
 }
 
 fn read(answer: Value, volumes: &BoundVolumes, sockets: &[PathBuf]) -> Option<Posture> {
+    if !is_shaped(&answer) {
+        return None;
+    }
     let answer: Inspected = serde_json::from_value(answer).ok()?;
     let host = answer.host_config;
     let mut posture = Posture {
@@ -242,6 +245,19 @@ fn read(answer: Value, volumes: &BoundVolumes, sockets: &[PathBuf]) -> Option<Po
         *kept = access.max(*kept);
     }
     Some(posture)
+}
+
+/// Whether objects are objects: serde would read their fields from a list, too.
+fn is_shaped(answer: &Value) -> bool {
+    let all_objects = |path: &str| match answer.pointer(path) {
+        Some(Value::Array(items)) => items.iter().all(Value::is_object),
+        _ => true,
+    };
+    answer.is_object()
+        && ["/HostConfig", "/Config"]
+            .into_iter()
+            .all(|path| answer.pointer(path).is_some_and(Value::is_object))
+        && ["/Mounts", "/HostConfig/Devices"].into_iter().all(all_objects)
 }
 
 fn is_host(mode: &Option<String>) -> bool {

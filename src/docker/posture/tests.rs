@@ -72,6 +72,8 @@ fn what_is_not_understood_is_not_taken_for_nothing() {
         ("/HostConfig/ReadonlyRootfs", json!(null)),
         ("/HostConfig/SecurityOpt", json!([1])),
         ("/Config", json!([])),
+        ("/HostConfig", json!([true, false])),
+        ("/Mounts", json!([["bind", "", "/etc", false]])),
         ("/Mounts", json!([{ "Type": "bind", "Source": "/etc" }])),
     ] {
         let read = inspected(|answer| *answer.pointer_mut(path).unwrap() = wrong);
