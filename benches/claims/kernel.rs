@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use cofferdam::daemon::executor::Kernel;
+use cofferdam::daemon::executor::{Kernel, KernelError};
 use cofferdam::model::Rights;
 use cofferdam::plan::{KernelStep, Planner};
 use cofferdam::policy::load;
@@ -21,7 +21,10 @@ pub(crate) fn run(report: &mut Report) {
     runtime.block_on(policies(report));
 }
 
-pub(crate) async fn carry_out(kernel: &mut Kernel, planner: &mut Planner) -> &'static str {
+pub(crate) async fn carry_out(
+    kernel: &mut Kernel,
+    planner: &mut Planner,
+) -> Result<&'static str, KernelError> {
     let plan = planner.plan();
     let kind = match &plan.kernel {
         KernelStep::Nothing => "nothing",
@@ -29,8 +32,8 @@ pub(crate) async fn carry_out(kernel: &mut Kernel, planner: &mut Planner) -> &'s
         KernelStep::Structure(_) => "structure",
         KernelStep::Replace(_) => "replace",
     };
-    kernel.carry_out(&plan, planner).await.unwrap();
-    kind
+    kernel.carry_out(&plan, planner).await?;
+    Ok(kind)
 }
 
 async fn policies(report: &mut Report) {
@@ -52,14 +55,26 @@ async fn policies(report: &mut Report) {
                 endpoints,
                 services: count,
             };
+            let size = format!("{count} services, {edges} edges, {endpoints} endpoints");
             let (mut whole, mut change) = (Vec::new(), Vec::new());
             for _ in 0..runs {
-                let (all, one) = one_run(shape, host).await;
-                whole.push(all);
-                change.extend(one);
+                match one_run(shape, host).await {
+                    Ok((all, one)) => {
+                        whole.push(all);
+                        change.extend(one);
+                    }
+                    Err(error) => {
+                        println!("policy from nothing: {size}: {error}");
+                        let name = format!("policy from nothing, refused: {size}");
+                        report.figure(&name, "", &Sample::one(1.0), None, Goal::AtMost(0.0));
+                        break;
+                    }
+                }
+            }
+            if whole.is_empty() {
+                continue;
             }
             let (whole, change) = (Sample::new(whole), Sample::new(change));
-            let size = format!("{count} services, {edges} edges, {endpoints} endpoints");
             report.figure(
                 &format!("policy from nothing: {size}"),
                 "ms",
@@ -85,7 +100,7 @@ async fn policies(report: &mut Report) {
 }
 
 /// The policy's files in, its rules in the kernel; then one edge more and less, a few times.
-async fn one_run(shape: Shape, host: Host) -> (f64, Vec<f64>) {
+async fn one_run(shape: Shape, host: Host) -> Result<(f64, Vec<f64>), KernelError> {
     let mut kernel = Kernel::open().unwrap();
     let files = shape.files();
     let mut planner = scene::planner(Rights::default());
@@ -98,7 +113,7 @@ async fn one_run(shape: Shape, host: Host) -> (f64, Vec<f64>) {
         policy,
         ..Rights::default()
     });
-    assert_eq!(carry_out(&mut kernel, &mut planner).await, "replace");
+    assert_eq!(carry_out(&mut kernel, &mut planner).await?, "replace");
     let whole = milliseconds(begun.elapsed());
     let (old, new) = (
         shape.rights(),
@@ -113,9 +128,9 @@ async fn one_run(shape: Shape, host: Host) -> (f64, Vec<f64>) {
         let rights = rights.clone();
         let begun = Instant::now();
         planner.set_rights(rights);
-        assert_eq!(carry_out(&mut kernel, &mut planner).await, "structure");
+        assert_eq!(carry_out(&mut kernel, &mut planner).await?, "structure");
         changes.push(milliseconds(begun.elapsed()));
     }
     kernel.remove_tables().await.unwrap();
-    (whole, changes)
+    Ok((whole, changes))
 }

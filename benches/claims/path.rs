@@ -259,7 +259,8 @@ impl Stage {
             services: 2,
         };
         two.tell(&mut nothing, &self.ports, &self.bridges);
-        let large = effort.of(30, 1000);
+        // More services take longer to load than the daemon lets nft run: see RESULTS.md.
+        let large = effort.of(30, 300);
         let mut ways = vec![
             ("plain bridge".to_owned(), Way::Plain),
             (
@@ -268,7 +269,7 @@ impl Stage {
             ),
             ("empty policy".to_owned(), Way::Ours(Box::new(nothing))),
         ];
-        for services in effort.of([11, 20, 30], [20, 100, 1000]) {
+        for services in effort.of([11, 20, 30], [20, 100, 300]) {
             let name = format!("ring of {services} services, {} endpoints", services * 10);
             ways.push((name, ours(Shape::ring(services))));
         }
@@ -299,7 +300,7 @@ impl Stage {
             Way::Linear(count) => load(&linear(*count)),
             Way::Ours(planner) => {
                 planner.kernel_lost();
-                let carried_out = async { carry_out(&mut self.kernel, planner).await };
+                let carried_out = async { carry_out(&mut self.kernel, planner).await.unwrap() };
                 assert_eq!(self.runtime.block_on(carried_out), "replace");
             }
         }
