@@ -7,13 +7,14 @@
 //! Clients that are slow, silent or many cannot keep it from others: of too many, those that have said nothing go first.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::sys::stat::{Mode, umask};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, socket};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -134,11 +135,18 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    // It is born with mode 0600: there is no moment in which others could connect.
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
-    umask(before);
-    listener
+    // It is born with the mode that the descriptor has (unix(7) does not say so, `unix_bind` in the kernel does): there is no
+    // moment in which others could connect, and no umask, which is every thread's, is touched.
+    let descriptor = socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    rustix::fs::fchmod(&descriptor, rustix::fs::Mode::from_raw_mode(0o600))?;
+    bind(descriptor.as_raw_fd(), &UnixAddr::new(path)?)?;
+    nix::sys::socket::listen(&descriptor, Backlog::MAXCONN)?;
+    UnixListener::from_std(descriptor.into())
 }
 
 /// Refuses a directory in which others could put a socket of their own in our place.
