@@ -18,8 +18,11 @@ use super::render;
 use crate::fault;
 use crate::plan::ruleset::Step;
 
-/// How long one run of nft may take, unless [`Nft::with_timeout`] says otherwise.
+/// How long one run of nft may take, unless [`Nft::with_timeout`] says otherwise; a large document may take longer.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// So much more for each MiB of the document: what nft and the kernel need grows faster than a policy (docs/scale.md), and a
+/// host that could never load its policy would be worse off.
+const FOR_EACH_MIB: Duration = Duration::from_secs(5);
 /// Where nft is when the path of a service manager does not say so.
 const FURTHER_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
 /// nft can repeat itself once for every command of a document; the first messages tell.
@@ -197,7 +200,7 @@ impl Nft {
     }
 
     async fn run(&self, phase: Phase, document: &[u8]) -> Result<(), NftError> {
-        let limit = self.timeout;
+        let limit = self.timeout + allowance(document.len());
         timeout(limit, self.run_unbounded(phase, document))
             .await
             .unwrap_or(Err(NftError::Timeout { phase, limit }))
@@ -252,6 +255,11 @@ impl Nft {
     }
 }
 
+/// What a document of so many bytes may take longer than a small one.
+fn allowance(bytes: usize) -> Duration {
+    FOR_EACH_MIB * u32::try_from(bytes / (1024 * 1024)).unwrap_or(u32::MAX / 8)
+}
+
 /// The beginning of what nft said, or how it ended where it said nothing.
 fn message(stderr: &[u8], status: std::process::ExitStatus) -> String {
     let text = String::from_utf8_lossy(stderr);
@@ -278,6 +286,12 @@ mod tests {
         std::fs::write(&program, script).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         Nft::find_in(std::iter::once(directory.to_owned())).unwrap()
+    }
+
+    #[test]
+    fn a_large_document_may_take_longer() {
+        assert_eq!(allowance(1024), Duration::ZERO);
+        assert_eq!(allowance(12 * 1024 * 1024 + 5), Duration::from_secs(60));
     }
 
     #[test]
