@@ -82,6 +82,11 @@ pub(crate) async fn tables() -> anyhow::Result<String> {
                 continue;
             }
             normalise(object);
+            if let Some(set) = object.get_mut("set").filter(|set| is_filled_by_packets(set))
+                && let Some(set) = set.as_object_mut()
+            {
+                set.remove("elem");
+            }
             let rule = object.get("rule").is_some();
             let line = object.to_string();
             // Rules are in order within their chain; all else is a set.
@@ -110,6 +115,11 @@ pub(crate) async fn tables() -> anyhow::Result<String> {
         }
     }
     Ok(text)
+}
+
+/// Whether rules put the set's elements in, for some seconds: what the reports' shares are kept in.
+pub(crate) fn is_filled_by_packets(set: &Value) -> bool {
+    set.get("timeout").is_some()
 }
 
 fn normalise(value: &mut Value) {

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::engine::output;
+use crate::held::is_filled_by_packets;
 use crate::shop::Shop;
 
 /// Tables, bridges and ports, networks and attachments, each part under its name.
@@ -74,6 +75,9 @@ fn note(state: &mut State, family: &str, object: &Value) {
             let rules = state.entry(chain).or_default();
             let number = rules.len();
             rules.insert(format!("{number:04} {}", body["expr"]));
+        }
+        "set" if is_filled_by_packets(body) => {
+            state.insert(format!("{family} {kind} {name}"), BTreeSet::new());
         }
         "set" | "map" => {
             let elements = body["elem"].as_array().into_iter().flatten();
