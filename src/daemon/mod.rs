@@ -17,7 +17,7 @@
 //! | [`metrics`] | the status, and what the loop measures, as Prometheus text |
 //! | [`http`] | metrics, the page and what it asks for, over HTTP, on a thread of its own |
 //! | `clients` | the connections of a server, and who goes when there are too many |
-//! | [`status`], [`control`] | what is true now, and the socket that tells it |
+//! | [`status`], [`told`], [`control`] | what is true now, with what the kernel adds to it, and the socket that tells it |
 //! | [`flows`] | flows that were denied, audited or forged, by name |
 //! | [`learn`] | watching without a daemon, for `cofferdam learn` |
 //! | `findings` | which containers cannot be held to their rights, told when that changes |
@@ -49,6 +49,7 @@ pub mod run;
 pub mod source;
 pub mod state;
 pub mod status;
+pub mod told;
 pub mod usage;
 
 pub use endings::host_addresses;

@@ -1,26 +1,29 @@
 //! The engine's answers, narrowed. What is malformed is left out and warned of; nothing here fails.
 
+mod networks;
+mod parse;
+mod ports;
+mod powers;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Component, Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::warn;
 
-use super::listing::NetworkSnapshot;
+pub(super) use self::networks::{BRIDGE_NAME, NetworkAnswer, network};
+use self::networks::{EndpointResource, Ipam, IpamConfig};
+pub(super) use self::parse::is_id;
+use self::parse::{container_id, ipv4, ipv6, is_empty, is_odd, parsed};
+pub(super) use self::ports::inspected_ports;
+use self::ports::listed_ports;
+pub(super) use self::powers::{holds_a_socket, powers};
 use super::raw::{Field, Shaped, shortened};
 use crate::inventory::{
-    Capability, Container, ContainerId, Endpoint, Facts, Lifecycle, Network, NetworkId, NetworkKind,
-    NetworkMode, Power, Published,
+    Container, ContainerId, Endpoint, Facts, Lifecycle, Network, NetworkId, NetworkMode, Published,
 };
-use crate::net::Transport;
-
-/// A bridge network's option with its interface's name.
-pub(super) const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 
 /// Networks by name. A container that was never started names its networks only by name (`NetworkID` is empty).
 #[derive(Debug, Default)]
@@ -227,44 +230,6 @@ struct Wish {
     ipv6_address: Field<String>,
 }
 
-/// A network, listed or inspected.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-pub(super) struct NetworkAnswer {
-    id: Field<String>,
-    name: Field<String>,
-    driver: Field<String>,
-    internal: Field<bool>,
-    #[serde(rename = "IPAM")]
-    ipam: Field<Ipam>,
-    options: Field<BTreeMap<String, String>>,
-    labels: Field<BTreeMap<String, String>>,
-    containers: Field<BTreeMap<String, Field<EndpointResource>>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct Ipam {
-    config: Field<Vec<Field<IpamConfig>>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct IpamConfig {
-    subnet: Field<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct EndpointResource {
-    #[serde(rename = "MacAddress")]
-    mac_address: Field<String>,
-    #[serde(rename = "IPv4Address")]
-    ipv4_address: Field<String>,
-    #[serde(rename = "IPv6Address")]
-    ipv6_address: Field<String>,
-}
-
 macro_rules! objects_of_json {
     ($($name:ty),*) => { $(
         impl Shaped for $name {
@@ -393,66 +358,6 @@ fn mode(config: Field<HostConfig>) -> Field<String> {
     }
 }
 
-/// What an inspected container may do beyond its network; `None` where the answer does not tell.
-pub(super) fn powers(answer: &Inspection, sockets: &[PathBuf]) -> Option<BTreeSet<Power>> {
-    let config = answer.host_config.as_ref()?;
-    let unknown = config.privileged.is_malformed()
-        || config.pid_mode.is_malformed()
-        || config.cap_add.is_malformed()
-        || config.cap_drop.is_malformed()
-        || answer.mounts.is_malformed();
-    if unknown {
-        warn!("a container whose powers cannot be read");
-        return None;
-    }
-    let list = |field: &Field<Vec<String>>| field.as_ref().cloned().unwrap_or_default();
-    let mut powers: BTreeSet<Power> = Capability::granted(&list(&config.cap_add), &list(&config.cap_drop))
-        .into_iter()
-        .map(Power::Capability)
-        .collect();
-    if config.privileged == Field::Is(true) {
-        powers.insert(Power::Privileged);
-    }
-    if config.pid_mode.as_ref().is_some_and(|mode| mode == "host") {
-        powers.insert(Power::HostProcesses);
-    }
-    for mount in answer.mounts.as_ref().into_iter().flatten() {
-        let mount = mount.as_ref()?;
-        let source = mount.source.as_ref().filter(|source| !source.is_empty());
-        // A volume's source lies in the engine's own directory.
-        let binds = mount.r#type.as_ref().is_none_or(|kind| kind == "bind");
-        if let Some(source) = source.filter(|source| binds && holds_a_socket(source, sockets)) {
-            let mount = shortened(source).to_owned();
-            powers.insert(Power::EngineSocket { mount });
-        }
-    }
-    Some(powers)
-}
-
-/// Whether one of the engine's sockets is at the path or below it.
-pub(super) fn holds_a_socket(source: &str, sockets: &[PathBuf]) -> bool {
-    let source = resolved(Path::new(source));
-    sockets.iter().any(|socket| resolved(socket).starts_with(&source))
-}
-
-/// `/var/run` is `/run`; `..` and `.` are followed by name.
-fn resolved(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::ParentDir => {
-                plain.pop();
-            }
-            Component::CurDir => {}
-            other => plain.push(other),
-        }
-    }
-    match plain.strip_prefix("/var/run") {
-        Ok(rest) => Path::new("/run").join(rest),
-        Err(_) => plain,
-    }
-}
-
 /// What our networks' names begin with.
 const OUR_NAMES: &str = "cofferdam-";
 
@@ -491,63 +396,6 @@ pub(super) fn stale_wishes(
     stale
 }
 
-/// The published ports as the list tells them; one that is only exposed has no public port.
-fn listed_ports(ports: Field<Vec<Field<ListedPort>>>) -> BTreeSet<Published> {
-    let published = |port: ListedPort| {
-        let transport = transport(&port.r#type.get()?)?;
-        let (host_port, container_port) = (port.public_port.get()?, port.private_port.get()?);
-        let published = move |address| Published {
-            address,
-            transport,
-            host_port,
-            container_port,
-        };
-        Some(bound_to(port.ip).into_iter().map(published))
-    };
-    let ports = ports.unwrap_or_default().into_iter();
-    ports
-        .filter_map(|port| published(port.get()?))
-        .flatten()
-        .collect()
-}
-
-/// The published ports as inspect tells them.
-pub(super) fn inspected_ports(ports: Ports) -> BTreeSet<Published> {
-    let mut published = BTreeSet::new();
-    for (port, bindings) in ports.unwrap_or_default() {
-        let Some((number, protocol)) = port.split_once('/') else {
-            continue;
-        };
-        let (Ok(container_port), Some(transport)) = (number.parse(), transport(protocol)) else {
-            continue;
-        };
-        for binding in bindings.unwrap_or_default().into_iter().filter_map(Field::get) {
-            let Some(host_port) = binding.host_port.get().and_then(|it| it.parse().ok()) else {
-                continue;
-            };
-            published.extend(bound_to(binding.host_ip).into_iter().map(|address| Published {
-                address,
-                transport,
-                host_port,
-                container_port,
-            }));
-        }
-    }
-    published
-}
-
-/// The host's addresses that a port is bound to: all of them where the engine names none that can be read.
-fn bound_to(address: Field<String>) -> Vec<IpAddr> {
-    match address.get().and_then(|it| it.parse().ok()) {
-        Some(address) => vec![address],
-        None => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
-    }
-}
-
-fn transport(name: &str) -> Option<Transport> {
-    Transport::ALL.into_iter().find(|it| it.as_str() == name)
-}
-
 /// What list and inspect have in common.
 struct Parts {
     id: ContainerId,
@@ -559,14 +407,6 @@ struct Parts {
     networks: Field<BTreeMap<String, Field<EndpointSettings>>>,
     published: BTreeSet<Published>,
     facts: Facts,
-}
-
-/// Docker's own limit for names is far below; what is longer is nonsense and would only fill the memory.
-const LONGEST_NAME: usize = 4096;
-
-/// Whether the engine's answer has such a field but not as it must be.
-fn is_odd(field: &Field<String>) -> bool {
-    field.is_malformed() || field.as_ref().is_some_and(|text| text.len() > LONGEST_NAME)
 }
 
 fn container(parts: Parts, names: &NetworkNames) -> Container {
@@ -661,149 +501,6 @@ fn endpoint(container: &ContainerId, settings: &EndpointSettings) -> Endpoint {
         ipv4: ipv4(container, &settings.ip_address),
         ipv6: ipv6(container, &settings.global_ipv6_address),
     }
-}
-
-/// The endpoints of `GET /networks/{id}`. They are all in the kernel, those of starting containers among them.
-fn network_endpoints(
-    containers: Field<BTreeMap<String, Field<EndpointResource>>>,
-) -> BTreeMap<ContainerId, Endpoint> {
-    let containers = containers.unwrap_or_default().into_iter();
-    containers
-        .filter_map(|(id, resource)| Some((id, resource.get()?)))
-        // `ep-…` stands for an endpoint that a crash left without a container.
-        .filter(|(id, _)| !id.starts_with("ep-"))
-        .map(|(id, resource)| {
-            let id = ContainerId(id);
-            let endpoint = Endpoint {
-                mac: parsed(&id, "MAC", &resource.mac_address),
-                ipv4: ipv4(&id, &resource.ipv4_address),
-                ipv6: ipv6(&id, &resource.ipv6_address),
-            };
-            (id, endpoint)
-        })
-        .collect()
-}
-
-/// A network. `None` without an id.
-pub(super) fn network(answer: NetworkAnswer) -> Option<NetworkSnapshot> {
-    let Some(id) = answer.id.get().filter(|id| is_id(id)) else {
-        warn!("a network without an id: ignored");
-        return None;
-    };
-    let id = NetworkId(id);
-    let kind = kind(&id, answer.driver.unwrap_or_default(), answer.options);
-    let configs = answer.ipam.unwrap_or_default().config.unwrap_or_default();
-    let subnets = configs
-        .iter()
-        .filter_map(|config| parsed(&id, "subnet", &config.as_ref()?.subnet));
-    let name = Some(answer.name).filter(|name| !is_odd(name));
-    let network = Network {
-        name: name.unwrap_or_default().unwrap_or_default(),
-        kind,
-        subnets: subnets.collect(),
-        internal: answer.internal.unwrap_or_default(),
-        labels: answer.labels.unwrap_or_default(),
-        id,
-    };
-    Some(NetworkSnapshot {
-        network,
-        endpoints: network_endpoints(answer.containers),
-    })
-}
-
-fn kind(id: &NetworkId, driver: String, options: Field<BTreeMap<String, String>>) -> NetworkKind {
-    if driver != "bridge" {
-        return NetworkKind::Other(driver);
-    }
-    // The default, as the engine makes it: `br-` and twelve digits of the id. Only `docker0` always has the option.
-    if options.is_malformed() {
-        warn!(network = %id, "a bridge network whose options cannot be read: cannot be guarded");
-        return NetworkKind::Other(driver);
-    }
-    let mut options = options.unwrap_or_default();
-    let named = options.remove(BRIDGE_NAME).filter(|name| !name.is_empty());
-    let name = named.unwrap_or_else(|| format!("br-{id}"));
-    match name.parse() {
-        Ok(name) => NetworkKind::Bridge(name),
-        Err(error) => {
-            warn!(network = %id, %error, "a bridge network with an impossible interface: cannot be guarded");
-            NetworkKind::Other(driver)
-        }
-    }
-}
-
-/// Ids stand in the paths of requests, and are nothing but hexadecimal digits.
-pub(super) fn is_id(text: &str) -> bool {
-    const LONGEST: usize = 128;
-    (1..=LONGEST).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
-}
-
-fn container_id(id: Field<String>) -> Option<ContainerId> {
-    let id = id.get().filter(|id| is_id(id)).map(ContainerId);
-    if id.is_none() {
-        warn!("a container without an id: ignored");
-    }
-    id
-}
-
-fn is_empty(text: &Field<String>) -> bool {
-    text.as_ref().is_none_or(String::is_empty)
-}
-
-/// The value of a field that may be missing or empty; what is malformed is warned of.
-fn parsed<T>(object: &dyn Display, field: &str, text: &Field<String>) -> Option<T>
-where
-    T: FromStr,
-    T::Err: Display,
-{
-    if text.is_malformed() {
-        warn!(%object, field, "malformed answer of the engine: field ignored");
-    }
-    parse(object, field, text.as_ref()?)
-}
-
-fn parse<T>(object: &dyn Display, field: &str, text: &str) -> Option<T>
-where
-    T: FromStr,
-    T::Err: Display,
-{
-    if text.is_empty() {
-        return None;
-    }
-    match text.parse() {
-        Ok(value) => Some(value),
-        Err(_) => {
-            let value = shortened(text);
-            warn!(%object, field, value, "malformed answer of the engine: field ignored");
-            None
-        }
-    }
-}
-
-/// An address with or without `/prefix`; the engine writes both, and an unspecified one for none.
-fn address(object: &dyn Display, field: &str, text: &Field<String>) -> Option<IpAddr> {
-    let text = text.as_ref()?;
-    let text = text.split_once('/').map_or(text.as_str(), |(address, _)| address);
-    parse::<IpAddr>(object, field, text).filter(|address| !address.is_unspecified())
-}
-
-fn ipv4(object: &dyn Display, text: &Field<String>) -> Option<Ipv4Addr> {
-    match address(object, "IPv4 address", text)? {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(other) => wrong_family(object, "IPv4 address", other.into()),
-    }
-}
-
-fn ipv6(object: &dyn Display, text: &Field<String>) -> Option<Ipv6Addr> {
-    match address(object, "IPv6 address", text)? {
-        IpAddr::V6(address) => Some(address),
-        IpAddr::V4(other) => wrong_family(object, "IPv6 address", other.into()),
-    }
-}
-
-fn wrong_family<T>(object: &dyn Display, field: &str, value: IpAddr) -> Option<T> {
-    warn!(%object, field, %value, "malformed answer of the engine: field ignored");
-    None
 }
 
 #[cfg(test)]

@@ -3,26 +3,31 @@
 //! In: [`ElementChange`]s. Out: one kernel transaction, or an error that names the change. Owner of the long-lived
 //! netfilter socket.
 
+mod counters;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
-use netlink_packet_core::{DefaultNla, NLM_F_CREATE};
+use netlink_packet_core::NLM_F_CREATE;
+use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
     ChainMessage, DataAttribute, GenMessage, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
     SetElementAttribute, SetElementFlags, SetElementList, SetElementMessage, TableAttribute, TableMessage,
     Verdict, VerdictAttribute,
 };
-use netlink_packet_netfilter::{NetfilterMessage, NetfilterProtoFamily};
 use nix::errno::Errno;
 use sha2::{Digest, Sha256};
 
+pub use self::counters::Counter;
+#[cfg(any(test, feature = "testkit"))]
+pub(super) use self::counters::parse_counter;
 use super::keys::{self, WireKey};
 use super::netlink::{
     BATCH_BYTES, BatchError, Netfilter, NetlinkError, Request, attribute, attributes, message, size,
-    text_attribute, u32_attribute, u64_attribute,
+    text_attribute, u32_attribute,
 };
 use crate::plan::ruleset::{
-    ChainName, CounterName, ElementAction, ElementChange, Hook, Key, KeyType, SetRef, TABLE, TableFamily,
+    ChainName, ElementAction, ElementChange, Hook, Key, KeyType, SetRef, TABLE, TableFamily,
 };
 
 /// Why elements could not be changed or read.
@@ -91,13 +96,6 @@ impl ElementsError {
             | Self::BaseChains { source, .. } => source,
         }
     }
-}
-
-/// A named counter's value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counter {
-    pub packets: u64,
-    pub bytes: u64,
 }
 
 /// The long-lived channel to nftables.
@@ -178,32 +176,6 @@ impl Elements {
                 .collect(),
         };
         read.ok_or_else(|| fail(NetlinkError::Malformed))
-    }
-
-    /// The named counters of `table inet cofferdam`; none where there is no such table.
-    pub fn counters(&mut self) -> Result<BTreeMap<CounterName, Counter>, ElementsError> {
-        let counters = self
-            .netfilter
-            .dump(&counters_request(), parse_counter)
-            .map_err(ElementsError::Counters)?;
-        Ok(counters.into_iter().collect())
-    }
-
-    /// One named counter; `None`: the table has none of this name.
-    pub fn counter(
-        &mut self,
-        table: TableFamily,
-        name: &CounterName,
-    ) -> Result<Option<Counter>, ElementsError> {
-        let mut attributes = counter_attributes();
-        let name = format!("{}\0", name.as_str()).into_bytes();
-        attributes.push(DefaultNla::new(NFTA_OBJ_NAME, name));
-        let request = message(family(table), NfTablesMessage::GetObject(attributes));
-        match self.netfilter.get(&request, parse_counter) {
-            Ok((_, counter)) => Ok(Some(counter)),
-            Err(NetlinkError::Refused(Errno::ENOENT)) => Ok(None),
-            Err(error) => Err(ElementsError::Counters(error)),
-        }
     }
 
     /// The chains of our tables that are hooked into the packet path, with hook and priority. A chain that lost its
@@ -458,43 +430,6 @@ fn goto_target(verdict: &[u8]) -> Option<ChainName> {
     text_attribute(verdict, NFTA_VERDICT_CHAIN)
         .filter(|_| is_goto)
         .map(ChainName::from)
-}
-
-const NFTA_OBJ_TABLE: u16 = 1;
-const NFTA_OBJ_NAME: u16 = 2;
-const NFTA_OBJ_TYPE: u16 = 3;
-const NFTA_OBJ_DATA: u16 = 4;
-
-/// Filtered by table and type in the kernel.
-/// Of both tables: no name stands in both.
-fn counters_request() -> NetfilterMessage {
-    message(
-        NetfilterProtoFamily::Unspec,
-        NfTablesMessage::GetObject(counter_attributes()),
-    )
-}
-
-fn counter_attributes() -> Vec<DefaultNla> {
-    const NFT_OBJECT_COUNTER: u32 = 1;
-    let table = format!("{TABLE}\0").into_bytes();
-    vec![
-        DefaultNla::new(NFTA_OBJ_TABLE, table),
-        DefaultNla::new(NFTA_OBJ_TYPE, NFT_OBJECT_COUNTER.to_be_bytes().to_vec()),
-    ]
-}
-
-pub(super) fn parse_counter(payload: &[u8]) -> Option<(CounterName, Counter)> {
-    const NFTA_COUNTER_BYTES: u16 = 1;
-    const NFTA_COUNTER_PACKETS: u16 = 2;
-    let data = attribute(payload, NFTA_OBJ_DATA)?;
-    let counter = Counter {
-        packets: u64_attribute(data, NFTA_COUNTER_PACKETS)?,
-        bytes: u64_attribute(data, NFTA_COUNTER_BYTES)?,
-    };
-    Some((
-        CounterName::from(text_attribute(payload, NFTA_OBJ_NAME)?),
-        counter,
-    ))
 }
 
 /// The kernel cannot filter a listing of chains by table: what is not ours is passed over at its first attribute.

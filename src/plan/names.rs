@@ -17,6 +17,14 @@ pub const CLOSED_INTERFACES: [&str; 3] = ["docker0", "br-*", "cfd-*"];
 /// closed within their bridge, too.
 pub const CLOSED_PORTS: &str = "veth*";
 
+/// The counters of what was denied, audited or forged beyond its sender's share, in each table.
+pub const UNLOGGED: [(TableFamily, &str); 2] = [
+    (TableFamily::Inet, UNLOGGED_PACKETS),
+    (TableFamily::Bridge, UNLOGGED_FRAMES),
+];
+pub(crate) const UNLOGGED_PACKETS: &str = "unlogged";
+pub(crate) const UNLOGGED_FRAMES: &str = "unlogged_frames";
+
 pub(crate) fn chain(name: &str) -> ChainName {
     ChainName::from(name)
 }

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use super::Reading;
 use super::view::{Counters, View};
-use crate::daemon::control::Told;
 use crate::daemon::flows::FlowsAnswer;
 use crate::daemon::status::Status;
+use crate::daemon::told::Told;
 
 /// How old a reading of the status may be: a little less than the time between two questions of a client.
 const STATUS: Duration = Duration::from_millis(950);

@@ -40,9 +40,9 @@ use tracing::{debug, info, warn};
 
 use self::feed::Feed;
 use super::clients::Clients;
-use super::control::Told;
 use super::metrics;
 use super::status::{self, Status};
+use super::told::Told;
 use crate::settings::http::{Hosts, HttpSettings};
 
 /// Whoever asks gets its turn after everything else of the daemon.

@@ -34,6 +34,7 @@ use crate::daemon::state::{AuditSince, Good, Keep, Keeper, Kept, Origin, Store};
 use crate::daemon::status::{
     GitStatus, LastGood, Passes, PolicyStatus, Refused, RefusedCommit, State, Status,
 };
+use crate::daemon::told::Told;
 use crate::daemon::usage::Usage;
 use crate::daemon::{Refusal, chain, reload, status};
 use crate::docker::{Arrived, Engine, EngineError, EngineEvent, subscribe};
@@ -282,7 +283,7 @@ impl Daemon {
         let informant = flows::start(flows.clone(), settings.options.nflog_group)
             .map_err(|error| Refusal::system("start the thread that tells denied flows", error))?;
         let measures = Measures::default();
-        let told = control::Told {
+        let told = Told {
             status: status_receiver,
             policy: in_force_receiver,
             flows: flows.clone(),

@@ -1,9 +1,13 @@
+use std::net::IpAddr;
+
 use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::{Value, json};
 
+use super::parse::LONGEST_NAME;
 use super::*;
-use crate::net::Mac;
+use crate::inventory::{Capability, NetworkKind, Power};
+use crate::net::{Mac, Transport};
 
 const CONTAINER: &str = "9db2638be180dfb0dc191ac8c3f067c83a3e934eb7ed8b1f5c095818e9e94f19";
 const PLAIN: &str = "d9dd575ba83e235e234d1bfd8aa26b1aced1d776027df1f84b98528e19219f07";

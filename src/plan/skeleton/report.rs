@@ -5,6 +5,7 @@
 //! the sets say of an address must end with its container.
 
 use super::*;
+use crate::plan::names::{UNLOGGED_FRAMES, UNLOGGED_PACKETS};
 use crate::plan::ruleset::{LOG_PREFIX, Sharer};
 
 /// Packets told of at once, and from then on for each second. A share is forgotten when it would be full again.
@@ -18,7 +19,7 @@ const FORGED_PER_SECOND: u32 = 50;
 pub(super) fn report_chains(table: &mut Table, group: u16) {
     share_set(table, "senders", KeyType::Mac);
     share_set(table, "receivers", KeyType::IfIndex);
-    for counter in ["denied", "audited", "unlogged"] {
+    for counter in ["denied", "audited", UNLOGGED_PACKETS] {
         table.counters.insert(CounterName::from(counter));
     }
     for (name, from_container, end, last) in [
@@ -66,7 +67,7 @@ fn reports(of: Sharer, set: &str, end: &str, group: u16) -> [Rule; 2] {
         Statement::Goto(chain(end)),
     ]);
     let beyond = rule([
-        Statement::Counter(CounterName::from("unlogged")),
+        Statement::Counter(CounterName::from(UNLOGGED_PACKETS)),
         Statement::Goto(chain(end)),
     ]);
     [within, beyond]
@@ -75,7 +76,7 @@ fn reports(of: Sharer, set: &str, end: &str, group: u16) -> [Rule; 2] {
 /// The ends of frames that are not what they claim to be, or that passed the rules by.
 pub(super) fn forged_chains(table: &mut Table, group: u16) {
     share_set(table, "senders", KeyType::IfIndex);
-    table.counters.insert(CounterName::from("unlogged_frames"));
+    table.counters.insert(CounterName::from(UNLOGGED_FRAMES));
     for name in ["forged", "unsealed"] {
         table.counters.insert(CounterName::from(name));
         let told = rule([
@@ -90,7 +91,7 @@ pub(super) fn forged_chains(table: &mut Table, group: u16) {
             Statement::Drop,
         ]);
         let beyond = rule([
-            Statement::Counter(CounterName::from("unlogged_frames")),
+            Statement::Counter(CounterName::from(UNLOGGED_FRAMES)),
             Statement::Counter(CounterName::from(name)),
             Statement::Drop,
         ]);
