@@ -17,6 +17,7 @@ use cofferdam::net::{PortRange, Transport};
 use cofferdam::policy::Ports;
 
 use draft::{At, endpoint};
+use stage::{container, within};
 
 #[path = "semantics/draft.rs"]
 mod draft;
@@ -25,23 +26,6 @@ mod netns;
 mod stage;
 
 const PATIENCE: Duration = Duration::from_secs(1);
-
-const fn container(container: usize) -> At {
-    At::Container {
-        container,
-        network: stage::PLACES[container],
-    }
-}
-
-fn within<T: Send>(at: At, body: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            stage::enter(at);
-            body()
-        });
-        inside.join().unwrap()
-    })
-}
 
 fn v4(number: usize) -> IpAddr {
     endpoint(number, stage::PLACES[number]).ipv4.unwrap().into()

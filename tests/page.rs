@@ -345,46 +345,6 @@ fn two_hundred_services_are_usable_with_the_keyboard() {
     );
 }
 
-/// For looking at it: `PAGE=many cargo test --test page -- --ignored --nocapture look` serves it until it is killed.
-#[tokio::test]
-#[ignore = "serves a made-up page for people to look at, for ever"]
-async fn look() {
-    let status = match std::env::var("PAGE").as_deref() {
-        Ok("many") => many(200),
-        Ok("hostile") => hostile(),
-        _ => shop(),
-    };
-    let world = World::new(status);
-    let address = world.serve(9471).await;
-    println!("http://{address}/");
-    let web = service("shop/web", 1);
-    for port in [22, 3306, 5432, 5432] {
-        world.attempt(web.clone(), service("shop/db", 1), port, FlowVerdict::Denied);
-    }
-    world.attempt(
-        end(EndKind::World, "203.0.113.9"),
-        service("shop/db", 1),
-        5432,
-        FlowVerdict::Denied,
-    );
-    world.attempt(
-        service("shop/worker", 1),
-        end(EndKind::World, "198.51.100.7"),
-        443,
-        FlowVerdict::Audited,
-    );
-    loop {
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        world.attempt(web.clone(), service("shop/cache", 1), 6379, FlowVerdict::Denied);
-        world.change(|status| {
-            *status.denied_packets.get_or_insert(0) += 1;
-            for edge in status.edges.iter_mut().take(2) {
-                *edge.packets.get_or_insert(0) += 3;
-            }
-        });
-    }
-}
-
 /// Names that want to be code, to turn the text around, or to break the layout.
 fn hostile() -> Status {
     let mut status = shop();

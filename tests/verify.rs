@@ -12,6 +12,7 @@ mod host;
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use host::{Engine, said};
@@ -49,6 +50,25 @@ const SERVER: &str = r#"for (@ARGV) {
   push @kept, $s;
 }
 sleep 3600"#;
+
+/// The kernel's table of neighbours is one for all namespaces: one engine at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// An engine with a network of both families.
+fn engine(name: &str) -> (MutexGuard<'static, ()>, Engine) {
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let engine = Engine::up(name, &["tools:1", "--tools", "perl"]);
+    let create = [
+        "network",
+        "create",
+        "--ipv6",
+        "--subnet",
+        "fd00:77::/64",
+        "shared",
+    ];
+    engine.docker(&create);
+    (alone, engine)
+}
 
 impl Engine {
     fn start(&self, name: &str, flags: &[&str], ports: &[&str]) {
@@ -145,16 +165,7 @@ fn attempts(object: &Value, from: &str, to: &str, port: u16) -> Vec<Value> {
 
 #[test]
 fn what_is_declared_is_what_is() {
-    let engine = Engine::up("verify", &["tools:1", "--tools", "perl"]);
-    engine.exec(&[
-        "docker",
-        "network",
-        "create",
-        "--ipv6",
-        "--subnet",
-        "fd00:77::/64",
-        "shared",
-    ]);
+    let (_alone, engine) = engine("verify");
     engine.start("web-1", &["-p", "18080:8080"], &["tcp/8080"]);
     engine.start("web-2", &[], &["tcp/8080"]);
     engine.start("api-1", &[], &["tcp/8000"]);
@@ -357,19 +368,9 @@ fn it_needs_root() {
 
 /// Each calls the next one, all on one network and both families: some 13,000 cells.
 #[test]
-#[ignore = "takes some minutes: cargo test --test verify -- --ignored"]
 fn fifty_services_agree_in_every_cell() {
     const SERVICES: usize = 50;
-    let engine = Engine::up("fifty", &["tools:1", "--tools", "perl"]);
-    engine.exec(&[
-        "docker",
-        "network",
-        "create",
-        "--ipv6",
-        "--subnet",
-        "fd00:77::/64",
-        "shared",
-    ]);
+    let (_alone, engine) = engine("fifty");
     let mut policy = "cofferdam: 1\nsegment: shop\nservices:\n".to_owned();
     for number in 0..SERVICES {
         engine.start(&format!("c{number}"), &[], &["tcp/8000", "udp/8001"]);

@@ -17,14 +17,15 @@ use std::time::Duration;
 
 use cofferdam::daemon::executor::Kernel;
 use cofferdam::inventory::{ContainerId, Listing, Published};
-use cofferdam::model::Unmanaged;
+use cofferdam::model::{Rights, Unmanaged};
 use cofferdam::net::Transport;
 use cofferdam::plan::Planner;
-use cofferdam::policy::{self, SourceFile};
+use cofferdam::policy::{self, Mode, SourceFile};
 use nix::sys::socket::{MsgFlags, SockaddrStorage, recvfrom, sendto, setsockopt, sockopt};
 
 use draft::{At, Draft, endpoint};
 use socket::{Family, Proto};
+use stage::{container, within};
 
 #[path = "semantics/draft.rs"]
 mod draft;
@@ -36,13 +37,6 @@ mod socket;
 mod stage;
 
 const PATIENCE: Duration = Duration::from_millis(400);
-
-const fn container(container: usize) -> At {
-    At::Container {
-        container,
-        network: stage::PLACES[container],
-    }
-}
 
 /// The containers, with what a test changes of them, and the rules for them.
 struct Stage {
@@ -76,8 +70,12 @@ impl Stage {
 
     /// Puts another policy in force.
     async fn allow(&mut self, allow: &str) {
+        self.change(|rights| rights.policy = policy(allow)).await;
+    }
+
+    async fn change(&mut self, change: impl FnOnce(&mut Rights)) {
         let mut rights = self.planner.rights().clone();
-        rights.policy = policy(allow);
+        change(&mut rights);
         self.planner.set_rights(rights);
         self.carry_out().await;
     }
@@ -114,17 +112,6 @@ fn run<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
             .unwrap();
         runtime.block_on(body());
     });
-}
-
-/// Does something in a namespace of the stage.
-fn within<T: Send>(at: At, body: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            stage::enter(at);
-            body()
-        });
-        inside.join().unwrap()
-    })
 }
 
 /// Echo on every address of a family, until the test ends.
@@ -314,6 +301,16 @@ fn the_engines_proxy_serves_only_those_who_may_reach_the_container_themselves() 
             .await;
         assert_eq!(dialled(), [false, false, false, false, false, true]);
         assert!(dials(container(0), "172.18.0.1:9999"));
+
+        // In audit all of it passes, also from where nobody is managed; where unmanaged containers are closed, theirs does not.
+        stage.change(|rights| rights.mode = Mode::Audit).await;
+        assert_eq!(dialled(), [true; 6]);
+        stage.change(|rights| rights.unmanaged = Unmanaged::Deny).await;
+        assert_eq!(dialled(), [true, false, false, true, true, true]);
+        stage
+            .change(|rights| (rights.mode, rights.unmanaged) = (Mode::Enforce, Unmanaged::Allow))
+            .await;
+        assert_eq!(dialled(), [false, false, false, false, false, true]);
     });
 }
 

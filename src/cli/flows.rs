@@ -236,3 +236,82 @@ fn line(record: &FlowRecord, colour: Colour) -> String {
         record.reason
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::daemon::flows::{Direction, EndKind};
+
+    #[derive(Debug, Parser)]
+    struct Only {
+        #[command(flatten)]
+        flows: FlowsArgs,
+    }
+
+    fn record(verdict: FlowVerdict) -> FlowRecord {
+        let end = |kind, service: Option<&str>, container: Option<&str>, address: &str| FlowEnd {
+            kind,
+            services: service.into_iter().map(str::to_owned).collect(),
+            container: container.map(str::to_owned),
+            container_id: container.map(|name| format!("{name}-id")),
+            address: Some(address.parse().unwrap()),
+        };
+        FlowRecord {
+            seq: 1,
+            verdict,
+            direction: Direction::Outbound,
+            from: end(EndKind::Service, Some("shop/web"), Some("web-2"), "10.0.0.2"),
+            to: end(EndKind::World, None, None, "198.51.100.7"),
+            protocol: "tcp".to_owned(),
+            port: Some(443),
+            icmp_type: None,
+            many_ports: false,
+            reason: "no edge from shop/web to world".to_owned(),
+            attempts: 3,
+            packets: 4,
+            first_seen: Timestamp::UNIX_EPOCH,
+            last_seen: "2026-01-27T12:00:00Z".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn each_filter_takes_its_own_and_leaves_the_rest() {
+        let takes = |words: &str, verdict| {
+            let words = ["flows"].into_iter().chain(words.split_whitespace());
+            Only::try_parse_from(words).unwrap().flows.wants(&record(verdict))
+        };
+        for (wanted, unwanted) in [
+            ("--from shop/web", "--from shop/db"),
+            ("--from web-*", "--from db-*"),
+            ("--from 10.0.0.2", "--from world"),
+            ("--to world", "--to host"),
+            ("--to 198.51.100.*", "--to shop/web"),
+            ("--segment shop", "--segment sho"),
+            ("--verdict denied", "--verdict audited"),
+            ("--verdict identity --verdict denied", "--verdict identity"),
+            ("--since 2026-01-27T11:59:59Z", "--since 2026-01-27T12:00:01Z"),
+            ("", "--since 10m"),
+        ] {
+            assert!(takes(wanted, FlowVerdict::Denied), "{wanted}");
+            assert!(!takes(unwanted, FlowVerdict::Denied), "{unwanted}");
+        }
+        for wrong in ["--since yesterday", "--from [", "--verdict open"] {
+            let words = ["flows"].into_iter().chain(wrong.split_whitespace());
+            assert!(Only::try_parse_from(words).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_line_for_people() {
+        let text = line(&record(FlowVerdict::Denied), Colour::Plain);
+        assert!(
+            text.ends_with(
+                "denied    shop/web (web-2) -> world (198.51.100.7):443/tcp  3 attempts: no edge from shop/web to world"
+            ),
+            "{text}"
+        );
+        assert!(line(&record(FlowVerdict::Audited), Colour::Coloured).contains("\x1b[33maudited"));
+    }
+}

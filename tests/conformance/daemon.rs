@@ -335,15 +335,20 @@ impl Daemon {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// What a command that asks the daemon printed: standard output, standard error.
-    pub(crate) async fn asked(&self, words: &[&str]) -> anyhow::Result<(String, String)> {
-        let output = Command::new(cofferdam())
+    /// A command that asks this daemon.
+    pub(crate) fn asking(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(cofferdam());
+        command
             .args(words)
             .env("COFFERDAM_CONTROL_SOCKET", self.control())
-            .stdin(Stdio::null())
-            .output()
-            .await
-            .with_context(|| format!("cannot run cofferdam {words:?}"))?;
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// What a command that asks the daemon printed: standard output, standard error.
+    pub(crate) async fn asked(&self, words: &[&str]) -> anyhow::Result<(String, String)> {
+        let output = self.asking(words).output().await;
+        let output = output.with_context(|| format!("cannot run cofferdam {words:?}"))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if !output.status.success() {
             bail!(
@@ -357,14 +362,9 @@ impl Daemon {
 
     /// The answer of `explain`, which has an exit code of its own for what is denied.
     pub(crate) async fn explained(&self, words: &[&str]) -> anyhow::Result<Value> {
-        let output = Command::new(cofferdam())
-            .args(["explain", "--json"])
-            .args(words)
-            .env("COFFERDAM_CONTROL_SOCKET", self.control())
-            .stdin(Stdio::null())
-            .output()
-            .await
-            .context("cannot run cofferdam explain")?;
+        let words = [&["explain", "--json"], words].concat();
+        let output = self.asking(&words).output().await;
+        let output = output.context("cannot run cofferdam explain")?;
         serde_json::from_slice(&output.stdout)
             .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
     }

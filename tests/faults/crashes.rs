@@ -15,7 +15,9 @@ use crate::daemon::Life;
 use crate::engine::{Lab, faulty, output};
 use crate::figure::Figure;
 use crate::held::{Held, difference, tables};
-use crate::shop::{Container, DECLARED, LeakProbe, POLICY, Shop, Spec, UNDECLARED, create, flows, remove};
+use crate::shop::{
+    Container, DECLARED, LeakProbe, POLICY, Shop, Spec, Staff, UNDECLARED, create, flows, remove,
+};
 
 const NETWORK: &str = "shop_default";
 /// Another edge: its service network comes, and goes with the next policy.
@@ -57,13 +59,12 @@ const RANDOM: u64 = 100;
 const RANDOM_TIME: Duration = Duration::from_secs(75);
 
 pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
-    let shop = Shop::open(lab, "crashes", POLICY).await?;
-    shop.network(NETWORK, 82).await?;
-    let server = shop.start(&Spec::service("server", "server").on(NETWORK)).await?;
-    let client = shop.start(&Spec::service("client", "client").on(NETWORK)).await?;
-    let stranger = shop
-        .start(&Spec::service("stranger", "stranger").on(NETWORK))
-        .await?;
+    let mut shop = Shop::open(lab, "crashes", POLICY).await?;
+    let Staff {
+        server,
+        client,
+        stranger,
+    } = shop.staff(NETWORK, 82).await?;
     let mut scene = Scene {
         shop,
         server,
@@ -72,7 +73,6 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
         wanted: String::new(),
         networks: BTreeSet::new(),
     };
-    scene.shop.converge().await?;
     // Made by a daemon on a clean engine: what every later one must come to.
     (scene.wanted, scene.networks) = (tables().await?, networks(&scene.shop).await?);
     let figures = vec![

@@ -3,14 +3,18 @@
 //! Proves promise 5 (what is true is visible): what was tried is told with both names and the missing edge, in the number in
 //! which it was tried; a scan hides nobody else's denial and costs next to nothing; a forger is told by its own name.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use cofferdam::kernel::nflog::Nflog;
+use nix::sys::signal::Signal;
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::engine::{Lab, output};
 use crate::figure::Figure;
-use crate::shop::{Container, DECLARED, POLICY, Shop, Spec, UNDECLARED, closed};
+use crate::shop::{Container, DECLARED, POLICY, Shop, Spec, Staff, UNDECLARED, closed};
 
 const NETWORK: &str = "shop_default";
 /// How often every port is tried: long enough for what the first moment costs not to be all of it.
@@ -19,20 +23,18 @@ const TIMES: u32 = 10;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
-    let shop = Shop::open(lab, "flows", POLICY).await?;
-    shop.network(NETWORK, 92).await?;
-    let server = shop.start(&Spec::service("server", "server").on(NETWORK)).await?;
-    let client = shop.start(&Spec::service("client", "client").on(NETWORK)).await?;
-    let stranger = shop
-        .start(&Spec::service("stranger", "stranger").on(NETWORK))
-        .await?;
+    let mut shop = Shop::open(lab, "flows", POLICY).await?;
+    let Staff {
+        server,
+        client,
+        stranger,
+    } = shop.staff(NETWORK, 92).await?;
     let mut scene = Scene {
         shop,
         server,
         client,
         stranger,
     };
-    scene.shop.converge().await?;
     let mut figures = vec![scene.declared().await?];
     for proto in ["tcp", "udp"] {
         figures.push(scene.thousand(proto).await?);
@@ -44,7 +46,9 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     figures.push(scene.drawn().await?);
     figures.push(scene.schemas().await?);
     figures.push(scene.story().await?);
+    figures.push(scene.followed().await?);
     figures.push(scene.scan().await?);
+    figures.push(scene.untold().await?);
     Ok(closed(scene.shop, "flows", figures).await)
 }
 
@@ -400,6 +404,104 @@ impl Scene {
             tried: attempts,
             failed: (!faults.is_empty()).then(|| faults.join("; ")),
             note: Some(format!("{packets} of {dropped} dropped packets in records")),
+            ..Figure::default()
+        })
+    }
+
+    /// `--follow` tells while it happens, the log has a line of its own for it.
+    async fn followed(&self) -> anyhow::Result<Figure> {
+        let mut follower = self
+            .shop
+            .daemon
+            .asking(&["flows", "--follow", "--json", "--to", "shop/server"])
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let output = follower.stdout.take().context("no standard output")?;
+        let mut lines = BufReader::new(output).lines();
+        let address = self.server.v4(NETWORK)?.to_string();
+        let knock = ["knock", "tcp", &address, "6666", "6666", "1"];
+        self.shop.probed(Some(self.stranger.pid), &knock).await?;
+        let begun = Instant::now();
+        let told = async {
+            while let Some(line) = lines.next_line().await? {
+                let record: Value = serde_json::from_str(&line)?;
+                if record["port"] == 6666 && record["from"]["container"] == "stranger" {
+                    return anyhow::Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        let told = tokio::time::timeout(PATIENCE, told).await.unwrap_or(Ok(false))?;
+        let took = begun.elapsed();
+        follower.kill().await?;
+        let log = self.shop.daemon.log();
+        let line = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .find(|line| line["destination.port"] == 6666);
+        let line = line.unwrap_or_default();
+        let right = line["cofferdam.verdict"] == "denied"
+            && line["destination.address"] == address.as_str()
+            && line["network.transport"] == "tcp"
+            && line["cofferdam.source.service"] == "shop/stranger"
+            && line["cofferdam.destination.container"] == "server"
+            && line["target"] == "cofferdam::flows";
+        Ok(Figure {
+            name: "flows: followed, and in the log".to_owned(),
+            tried: 1,
+            repair_ms: u64::try_from(took.as_millis()).ok(),
+            failed: (!told || !right).then(|| format!("followed: {told}; the log's line: {line}")),
+            ..Figure::default()
+        })
+    }
+
+    /// Another process has the group: `status` says so, the rules go on, and the flows are told as soon as it is free.
+    async fn untold(&mut self) -> anyhow::Result<Figure> {
+        let address = self.server.v4(NETWORK)?.to_string();
+        self.shop.daemon.stop(Signal::SIGTERM).await?;
+        let group = Nflog::open(64)?;
+        self.shop.daemon.start()?;
+        let declared = format!("tcp/{address}/{DECLARED}");
+        let client = Some(self.client.pid);
+        self.shop.until_reached(client, &declared, PATIENCE).await?;
+        let begun = Instant::now();
+        let reason = loop {
+            let status = self.shop.daemon.status().await?;
+            let reasons = status["reasons"].to_string();
+            if status["state"] == "degraded" && reasons.contains("another process reads NFLOG group 64") {
+                break None;
+            }
+            if begun.elapsed() > PATIENCE {
+                break Some(format!("status says {}, {reasons}", status["state"]));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        let undeclared = format!("tcp/{address}/{UNDECLARED}");
+        let leaked = self.shop.reaches(client, &undeclared).await?;
+        let reached = self.shop.reaches(client, &declared).await?;
+        drop(group);
+        let begun = Instant::now();
+        // It is tried again every 10 s.
+        let again = loop {
+            self.shop
+                .probed(client, &["knock", "tcp", &address, "5555", "5555", "1"])
+                .await?;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            if !told(&self.shop, "--from shop/client").await?.is_empty() {
+                break true;
+            }
+            if begun.elapsed() > Duration::from_secs(20) {
+                break false;
+            }
+        };
+        let failed = reason.or_else(|| (!reached).then(|| "the declared flow does not pass".to_owned()));
+        Ok(Figure {
+            name: "flows: another process has the group".to_owned(),
+            tried: 1,
+            leaks: u64::from(leaked),
+            repair_ms: u64::try_from(begun.elapsed().as_millis()).ok(),
+            failed: failed.or_else(|| (!again).then(|| "they are not told again".to_owned())),
             ..Figure::default()
         })
     }

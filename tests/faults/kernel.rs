@@ -15,27 +15,25 @@ use tokio::sync::mpsc;
 use crate::engine::{Lab, output};
 use crate::figure::Figure;
 use crate::held::{Held, difference, tables};
-use crate::shop::{Container, DECLARED, POLICY, Shop, Spec, UNDECLARED, flows};
+use crate::shop::{Container, DECLARED, POLICY, Shop, Staff, UNDECLARED, flows};
 
 const NETWORK: &str = "shop_default";
 /// Far below the slow timer's 60 s: what is put back sooner was noticed by notification.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
-    let shop = Shop::open(lab, "kernel", POLICY).await?;
-    shop.network(NETWORK, 81).await?;
-    let server = shop.start(&Spec::service("server", "server").on(NETWORK)).await?;
-    let client = shop.start(&Spec::service("client", "client").on(NETWORK)).await?;
-    let stranger = shop
-        .start(&Spec::service("stranger", "stranger").on(NETWORK))
-        .await?;
+    let mut shop = Shop::open(lab, "kernel", POLICY).await?;
+    let Staff {
+        server,
+        client,
+        stranger,
+    } = shop.staff(NETWORK, 81).await?;
     let mut scene = Scene {
         shop,
         server,
         client,
         stranger,
     };
-    scene.shop.converge().await?;
     let mut figures = scene.tables().await?;
     figures.extend(scene.links().await?);
     figures.push(scene.sealed().await?);

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::engine::Lab;
 use crate::figure::Figure;
 use crate::held::Held;
-use crate::shop::{Container, POLICY, Shop, Spec, closed};
+use crate::shop::{Container, POLICY, Shop, Staff, closed};
 
 const NETWORK: &str = "shop_default";
 /// From the policy's writing to the edge's end.
@@ -20,13 +20,11 @@ const NOTICE: SignedDuration = SignedDuration::from_secs(8);
 
 pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     let mut shop = Shop::open(lab, "rollout", POLICY).await?;
-    shop.network(NETWORK, 90).await?;
-    let server = shop.start(&Spec::service("server", "server").on(NETWORK)).await?;
-    let client = shop.start(&Spec::service("client", "client").on(NETWORK)).await?;
-    let stranger = shop
-        .start(&Spec::service("stranger", "stranger").on(NETWORK))
-        .await?;
-    shop.converge().await?;
+    let Staff {
+        server,
+        client,
+        stranger,
+    } = shop.staff(NETWORK, 90).await?;
     let scene = (&server, &client, &stranger);
     let mut figures = Vec::new();
     for daemon in [Down::Never, Down::AtTheEnd] {

@@ -48,6 +48,14 @@ pub(crate) struct Shop {
     pub(crate) daemon: Daemon,
 }
 
+/// One container of each service of [`POLICY`], on one network.
+#[derive(Debug)]
+pub(crate) struct Staff {
+    pub(crate) server: Container,
+    pub(crate) client: Container,
+    pub(crate) stranger: Container,
+}
+
 /// A container to be started.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec {
@@ -229,6 +237,19 @@ impl Shop {
         created
             .map(drop)
             .with_context(|| format!("cannot create the network {name}"))
+    }
+
+    /// A network as [`Self::network`] makes it, with one container of each service on it, all in force.
+    pub(crate) async fn staff(&mut self, network: &str, number: u8) -> anyhow::Result<Staff> {
+        self.network(network, number).await?;
+        let start = async |name: &str| self.start(&Spec::service(name, name).on(network)).await;
+        let staff = Staff {
+            server: start("server").await?,
+            client: start("client").await?,
+            stranger: start("stranger").await?,
+        };
+        self.converge().await?;
+        Ok(staff)
     }
 
     /// Creates a container and starts it; does not wait for the daemon.

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use cofferdam::daemon::control::{InForce, Told};
+use cofferdam::daemon::control::InForce;
 use cofferdam::daemon::flows::{Direction, EndKind, FlowEnd, FlowLog, FlowRecord, FlowVerdict};
 use cofferdam::daemon::http::{Reading, serve_with};
 use cofferdam::daemon::metrics::Measures;
 use cofferdam::daemon::status::{
     ContainerStatus, EdgeStatus, EndpointState, EndpointStatus, ServiceStatus, State, Status,
 };
+use cofferdam::daemon::told::Told;
 use cofferdam::settings::http::Hosts;
 use jiff::Timestamp;
 use tokio::net::TcpListener;

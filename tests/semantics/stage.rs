@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
+use std::thread;
 
 use cofferdam::kernel::links::Snapshot;
 use cofferdam::plan::Planner;
@@ -14,6 +15,13 @@ use super::netns;
 
 /// The network of each container: three beside each other, one elsewhere.
 pub(crate) const PLACES: [usize; 4] = [0, 0, 0, 1];
+
+pub(crate) const fn container(container: usize) -> At {
+    At::Container {
+        container,
+        network: PLACES[container],
+    }
+}
 
 pub(crate) fn namespace_of(at: At) -> Option<String> {
     match at {
@@ -83,6 +91,17 @@ pub(crate) fn enter(at: At) {
         let namespace = File::open(format!("/run/netns/{name}")).unwrap();
         setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
     }
+}
+
+/// Does something in a namespace of the stage.
+pub(crate) fn within<T: Send>(at: At, body: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            enter(at);
+            body()
+        });
+        inside.join().unwrap()
+    })
 }
 
 /// The planner takes these for what the host's links are.

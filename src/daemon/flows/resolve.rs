@@ -154,7 +154,6 @@ fn judged(verdict: FlowVerdict, logged: &Logged, book: &Book, when: Instant, pat
         HookPoint::Output => other(EndKind::Host, Some(source)),
         _ => known(source, book, when),
     };
-    // What comes to the host from nowhere that is known, by `lo`, is its own.
     let behind = match (logged.hook, traffic) {
         (HookPoint::Input, Traffic::Port(transport, port)) => book.behind(transport, port),
         _ => None,
@@ -169,6 +168,7 @@ fn judged(verdict: FlowVerdict, logged: &Logged, book: &Book, when: Instant, pat
         (HookPoint::Input, None) => other(EndKind::Host, Some(destination)),
         _ => known(destination, book, when),
     };
+    // What the host dials of itself comes in by `lo`.
     if logged.hook == HookPoint::Input && (source.is_loopback() || source == destination) {
         from = other(EndKind::Host, Some(source));
     }
@@ -353,5 +353,228 @@ fn party(end: &End) -> Option<policy::Party<'_>> {
         End::Host => Some(policy::Party::Host),
         End::Outside(address) => Some(policy::Party::Outside(*address)),
         End::Container { .. } | End::Service(_) | End::External(_) | End::World => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::inventory::{ContainerId, Published};
+    use crate::net::{Mac, Transport};
+    use crate::plan::{Moves, Place, Resident};
+
+    const GUARDED: &str = "10.0.0.0/24";
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
+    const OTHER: Mac = Mac([2, 0, 0, 0, 0, 9]);
+
+    /// `web` at 10.0.0.2 behind port 7, with its port 80 published as 8080; `db` at 10.0.0.3 behind port 8.
+    fn book(now: Instant) -> Book {
+        let mut book = Book::default();
+        let resident = |name: &str, last: u8, mac, port, published: &[u16]| Resident {
+            name: name.to_owned(),
+            standing: Standing::Unmanaged,
+            places: vec![Place {
+                mac: Some(mac),
+                addresses: [IpAddr::from(Ipv4Addr::new(10, 0, 0, last))].into(),
+                port: Some(port),
+            }],
+            published: published
+                .iter()
+                .map(|host_port| Published {
+                    address: Ipv4Addr::UNSPECIFIED.into(),
+                    transport: Transport::Tcp,
+                    host_port: *host_port,
+                    container_port: 80,
+                })
+                .collect(),
+        };
+        let web = resident("web", 2, MAC, 7, &[8080]);
+        let db = resident("db", 3, OTHER, 8, &[]);
+        let containers = [("web", web), ("db", db)];
+        let moves = Moves {
+            containers: containers
+                .map(|(id, it)| (ContainerId(id.to_owned()), Some(it)))
+                .into(),
+            subnets: Some(vec![GUARDED.parse().unwrap()]),
+            ..Moves::default()
+        };
+        book.take(moves, now);
+        book
+    }
+
+    fn logged(prefix: &str, hook: HookPoint, port: Option<u32>, mac: Mac, from: &str, to: &str) -> Logged {
+        Logged {
+            prefix: format!("{LOG_PREFIX}{prefix}"),
+            hook,
+            iif: Some(1),
+            port,
+            mac: Some(mac),
+            body: LoggedBody::Ip {
+                source: from.parse().unwrap(),
+                destination: to.parse().unwrap(),
+                traffic: Traffic::Port(Transport::Tcp, 8080),
+                source_port: 40000,
+                sequence: Some(1),
+            },
+        }
+    }
+
+    fn arp(mac: Mac, said: Mac, sender: &str) -> Logged {
+        let body = LoggedBody::Arp {
+            sender_mac: said,
+            sender: sender.parse().unwrap(),
+            target: Ipv4Addr::new(10, 0, 0, 3),
+        };
+        Logged {
+            body,
+            ..logged(
+                "forged",
+                HookPoint::Prerouting,
+                Some(7),
+                mac,
+                "10.0.0.2",
+                "10.0.0.3",
+            )
+        }
+    }
+
+    fn told(logged: &Logged) -> (FlowVerdict, String, String, String) {
+        let now = Instant::now();
+        match resolve(logged, &book(now), now, Patience::Over) {
+            Resolved::Attempt(attempt) => (
+                attempt.verdict,
+                attempt.from.told().to_string(),
+                format!("{}:{:?}", attempt.to.told(), attempt.what.port()),
+                attempt.reason(&Rights::default()),
+            ),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn is_nothing(logged: &Logged) -> bool {
+        let now = Instant::now();
+        matches!(
+            resolve(logged, &book(now), now, Patience::Over),
+            Resolved::Nothing
+        )
+    }
+
+    #[test]
+    fn a_frame_that_lies_is_told_of_whoever_is_behind_the_port() {
+        let frame = |port, mac, from| logged("forged", HookPoint::Prerouting, port, mac, from, "10.0.0.3");
+        for (frame, from, reason) in [
+            (
+                frame(Some(7), MAC, "10.0.0.3"),
+                "web",
+                "10.0.0.3 is db's, not web's",
+            ),
+            (
+                frame(Some(7), OTHER, "10.0.0.2"),
+                "web",
+                "10.0.0.2 is web's, but not with this Ethernet address and port",
+            ),
+            (frame(Some(7), MAC, "192.0.2.1"), "web", "192.0.2.1 is not web's"),
+            (
+                frame(Some(99), MAC, "10.0.0.2"),
+                "unknown (10.0.0.2)",
+                "it says 10.0.0.2, and who is behind its port is not known",
+            ),
+            (arp(MAC, MAC, "10.0.0.3"), "web", "10.0.0.3 is db's, not web's"),
+            (
+                arp(MAC, OTHER, "10.0.0.2"),
+                "web",
+                "10.0.0.2 is web's, but not with this Ethernet address and port",
+            ),
+        ] {
+            let (verdict, who, _, why) = told(&frame);
+            assert_eq!(
+                (verdict, who.as_str(), why.as_str()),
+                (FlowVerdict::Identity, from, reason)
+            );
+        }
+        let other = Logged {
+            body: LoggedBody::Other(0x88cc),
+            ..frame(Some(7), MAC, "10.0.0.2")
+        };
+        assert_eq!(told(&other).3, "web sends what is neither IP nor ARP");
+    }
+
+    #[test]
+    fn the_truth_that_comes_too_early_is_nothing_and_an_unknown_port_is_waited_for() {
+        let frame = |port, from| logged("forged", HookPoint::Prerouting, port, MAC, from, "10.0.0.3");
+        let link_local = MAC.link_local().to_string();
+        for truth in ["10.0.0.2", "0.0.0.0", link_local.as_str()] {
+            assert!(is_nothing(&frame(Some(7), truth)), "{truth}");
+        }
+        assert!(is_nothing(&arp(MAC, MAC, "10.0.0.2")));
+        let now = Instant::now();
+        let unknown = |logged: &Logged| {
+            matches!(
+                resolve(logged, &book(now), now, Patience::Wait),
+                Resolved::Unknown
+            )
+        };
+        assert!(unknown(&frame(Some(99), "10.0.0.2")));
+        // An address of a network that nobody is known to have may be a container's that is just starting.
+        let denied = |from| logged("denied", HookPoint::Forward, None, MAC, from, "10.0.0.3");
+        assert!(unknown(&denied("10.0.0.77")) && !unknown(&denied("10.0.0.2")));
+    }
+
+    #[test]
+    fn a_frame_that_missed_the_rules_is_told() {
+        let frame = logged(
+            "unsealed",
+            HookPoint::Forward,
+            Some(7),
+            MAC,
+            "10.0.0.2",
+            "10.0.0.3",
+        );
+        let (verdict, from, to, why) = told(&frame);
+        assert_eq!(
+            (verdict, from.as_str(), to.as_str()),
+            (FlowVerdict::Identity, "web", "db:Some(8080)")
+        );
+        assert!(why.contains("br_netfilter"), "{why}");
+    }
+
+    #[test]
+    fn what_is_denied_is_told_by_hook_and_by_what_is_behind_a_port() {
+        let denied = |hook, from, to| told(&logged("denied", hook, None, MAC, from, to));
+        let who = |hook, from, to| {
+            let (_, from, to, _) = denied(hook, from, to);
+            format!("{from} -> {to}")
+        };
+        assert_eq!(
+            who(HookPoint::Forward, "10.0.0.2", "10.0.0.3"),
+            "web -> db:Some(8080)"
+        );
+        assert_eq!(
+            who(HookPoint::Forward, "10.0.0.2", "198.51.100.7"),
+            "web -> world (198.51.100.7):Some(8080)"
+        );
+        assert_eq!(
+            who(HookPoint::Output, "10.0.0.1", "10.0.0.3"),
+            "host (10.0.0.1) -> db:Some(8080)"
+        );
+        // The published port stands for the container's own.
+        assert_eq!(
+            who(HookPoint::Input, "10.0.0.3", "10.0.0.1"),
+            "db -> web:Some(80)"
+        );
+        assert_eq!(
+            who(HookPoint::Input, "127.0.0.1", "127.0.0.1"),
+            "host (127.0.0.1) -> web:Some(80)"
+        );
+        let report = logged("denied", HookPoint::Output, None, MAC, "10.0.0.1", "224.0.0.22");
+        assert!(is_nothing(&report), "the host's own reports to groups");
+        let container = logged("denied", HookPoint::Forward, None, MAC, "10.0.0.2", "224.0.0.22");
+        assert!(!is_nothing(&container));
+        assert!(is_nothing(&Logged {
+            prefix: "somebody else's".to_owned(),
+            ..container
+        }));
     }
 }
