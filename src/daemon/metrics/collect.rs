@@ -138,6 +138,19 @@ fn policy(out: &mut Out<'_>, status: &Status) -> Result<(), Error> {
         "1 where a newer policy was refused, by the reason",
         samples,
     )?;
+    let revision = policy.refused.as_ref().and_then(|it| it.revision.clone());
+    let commit = git.and_then(|it| it.refused.as_ref()).map(|it| it.commit.clone());
+    if revision.is_some() || commit.is_some() {
+        let labels = vec![
+            ("revision", revision.unwrap_or_default()),
+            ("commit", commit.unwrap_or_default()),
+        ];
+        out.info(
+            "cofferdam_policy_refused_revision",
+            "The newer policy that was refused",
+            labels,
+        )?;
+    }
     out.gauge(
         "cofferdam_policy_last_good",
         "Whether the policy in force is the last good one, for want of a valid one",

@@ -4,7 +4,9 @@ use std::time::Duration;
 use super::*;
 use crate::daemon::flows::FlowTotals;
 use crate::daemon::flows::record::{Direction, EndKind, FlowEnd, FlowRecord, FlowVerdict};
-use crate::daemon::status::{ContainerStatus, EdgeStatus, EndpointStatus, ServiceStatus, State};
+use crate::daemon::status::{
+    ContainerStatus, EdgeStatus, EndpointStatus, GitStatus, RefusedCommit, ServiceStatus, State,
+};
 
 fn edge(from: &str, to: &str) -> EdgeStatus {
     EdgeStatus {
@@ -154,6 +156,36 @@ fn the_status_as_text() {
     assert_eq!(ends.count(), 1, "an edge without an end needs no line");
     assert!(samples["process_resident_memory_bytes"] > 1e6);
     has(&openmetrics(&sources), "# EOF");
+}
+
+#[test]
+fn a_refused_policy_is_told_by_reason_and_revision() {
+    let mut status = Status::starting();
+    status.policy.revision = Some("good".to_owned());
+    let text_of = |status: &Status| text(&sources(status.clone()));
+    let before = text_of(&status);
+    has(&before, "cofferdam_policy_info{revision=\"good\",commit=\"\"} 1");
+    has(&before, "cofferdam_policy_refused{reason=\"commit\"} 0");
+    assert!(!before.contains("refused_revision"), "{before}");
+    status.policy.git = Some(GitStatus {
+        commit: Some("c0ffee".to_owned()),
+        refused: Some(RefusedCommit {
+            commit: "bad".to_owned(),
+            why: "a signature is wrong".to_owned(),
+        }),
+        ..GitStatus::default()
+    });
+    let refused = text_of(&status);
+    has(
+        &refused,
+        "cofferdam_policy_info{revision=\"good\",commit=\"c0ffee\"} 1",
+    );
+    has(&refused, "cofferdam_policy_refused{reason=\"commit\"} 1");
+    has(&refused, "cofferdam_policy_refused{reason=\"faults\"} 0");
+    has(
+        &refused,
+        "cofferdam_policy_refused_revision_info{revision=\"\",commit=\"bad\"} 1",
+    );
 }
 
 #[test]
