@@ -33,6 +33,8 @@ fn a_plan_without_a_host() {
     insta::assert_snapshot!("plan_markdown", said(&plan(&["--markdown"])));
     insta::assert_snapshot!("plan_json", said(&plan(&["--json"])));
     assert!(!said(&output).contains('\u{1b}'), "colour without a terminal");
+    // A mistyped option must not look like a change.
+    assert_eq!(plan(&["--jsno"]).status.code(), Some(1));
 
     let same = cofferdam(&["plan", "--from", "new", "--policies", "new"]);
     assert_eq!(

@@ -40,7 +40,8 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 the policy has faults, a test does not hold, what passes is not what is declared, audit found what \
---fail-on names, doctor found what fails, or status --check found the daemon not enforcing; 2 wrong usage, plan found changes, or learn --against found what is missing; \
+--fail-on names, doctor found what fails, or status --check found the daemon not enforcing; 2 plan found changes, learn --against \
+found what is missing, or, of every other command, wrong usage; \
 3 no daemon answers, or check --deny-warnings found only \
 warnings; 4 explain says that it is denied, in whole or in part; 10 settings; 11 missing privileges; 12 no engine; 13 engine \
 too old; 14 nft missing or failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system \
@@ -129,7 +130,11 @@ fn no_daemon(socket: &Path, error: &io::Error) -> ExitCode {
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return wrong_usage(&error),
+    };
+    match cli.command {
         Command::Run(args) => concluded(run::run(args)),
         Command::Apply(args) => concluded(apply::run(args)),
         Command::Guard(args) => concluded(guard::run(args)),
@@ -148,6 +153,19 @@ pub fn main() -> ExitCode {
         Command::Flows(args) => concluded(flows::run(&args)),
         Command::Top(args) => concluded(top::run(&args)),
         Command::Down(args) => concluded(down::run(args)),
+    }
+}
+
+/// Prints what clap says: help, the version, or what is wrong. `plan` and `learn` say by 2 that something differs; a mistyped
+/// option in a pipeline must not look like that.
+fn wrong_usage(error: &clap::Error) -> ExitCode {
+    // Where nobody reads it there is nobody left to tell.
+    let _unread = error.print();
+    let command = std::env::args_os().nth(1).unwrap_or_default();
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if command == "plan" || command == "learn" => ExitCode::FAILURE,
+        _ => ExitCode::from(2),
     }
 }
 
