@@ -107,6 +107,7 @@ fn everything() -> (Vec<Step>, Vec<&'static str>) {
         (Transport::Udp, PortRange { first: 53, last: 60 }),
         (Transport::Sctp, PortRange::ALL),
     ]);
+    let port = |transport, range| S::Ports(BTreeSet::from([(transport, range)]));
     let inet = [
         (
             S::Interface(Side::Source, Interfaces::In("guarded".into())),
@@ -186,6 +187,12 @@ fn everything() -> (Vec<Step>, Vec<&'static str>) {
             S::Ports(ports),
             "meta l4proto . th dport { tcp . 8080, udp . 53-60, sctp . 0-65535 }",
         ),
+        (port(Transport::Tcp, PortRange::single(8080)), "tcp dport 8080"),
+        (
+            port(Transport::Udp, PortRange { first: 53, last: 60 }),
+            "udp dport 53-60",
+        ),
+        (port(Transport::Sctp, PortRange::ALL), "sctp dport 0-65535"),
         (S::Icmp(Family::V4, None), "meta l4proto icmp"),
         (S::Icmp(Family::V6, None), "meta l4proto ipv6-icmp"),
         (

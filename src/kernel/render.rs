@@ -21,11 +21,24 @@ const COMMENT_BYTES: usize = 127;
 
 /// The steps as one transaction.
 pub fn document(steps: &[Step]) -> Value {
-    let commands: Vec<Value> = steps.iter().flat_map(commands).collect();
+    let commands: Vec<Value> = steps.chunk_by(are_alike).flat_map(commands).collect();
     json!({ "nftables": commands })
 }
 
-fn commands(step: &Step) -> Vec<Value> {
+/// Whether both change elements of one set in the same direction: one command says so, and nft looks the set up once.
+fn are_alike(one: &Step, next: &Step) -> bool {
+    let (Step::Element(one), Step::Element(next)) = (one, next) else {
+        return false;
+    };
+    let is_deletion = |change: &ElementChange| change.action == ElementAction::Delete;
+    one.set == next.set && is_deletion(one) == is_deletion(next)
+}
+
+/// What one step is in nft, or several that are alike.
+fn commands(alike: &[Step]) -> Vec<Value> {
+    let Some(step) = alike.first() else {
+        return Vec::new();
+    };
     match step {
         Step::ResetTables => TableFamily::ALL.into_iter().flat_map(reset_table).collect(),
         Step::DeleteTables => TableFamily::ALL
@@ -41,7 +54,7 @@ fn commands(step: &Step) -> Vec<Value> {
             ))))]
         }
         Step::AddRule(table, name, rule) => vec![add_rule(*table, name, rule)],
-        Step::Element(change) => vec![element(change)],
+        Step::Element(change) => vec![elements(change, alike)],
         Step::DeleteChain(table, name) => vec![delete(chain_object(*table, name, None))],
         Step::DeleteSet(set) => vec![delete_set(set)],
         Step::DeleteCounter(table, name) => vec![delete(counter_object(*table, name))],
@@ -202,19 +215,30 @@ fn set_type(key: KeyType) -> Value {
     }
 }
 
-/// `add element inet cofferdam NAME { KEY : goto CHAIN }`, `delete element inet cofferdam NAME { KEY }`
-fn element(change: &ElementChange) -> Value {
-    let mut object = set_object(&change.set);
-    let key = element_key(&change.key);
-    let (verb, elem) = match &change.action {
-        ElementAction::Add(None) => ("add", key),
-        ElementAction::Add(Some(chain)) => ("add", json!([key, { "goto": { "target": chain.as_str() } }])),
-        ElementAction::Delete => ("delete", key),
+/// `add element inet cofferdam NAME { KEY : goto CHAIN, … }`, `delete element inet cofferdam NAME { KEY, … }`
+fn elements(first: &ElementChange, alike: &[Step]) -> Value {
+    let verb = match first.action {
+        ElementAction::Add(_) => "add",
+        ElementAction::Delete => "delete",
     };
+    let elements = alike.iter().filter_map(|step| match step {
+        Step::Element(change) => Some(element(change)),
+        _ => None,
+    });
+    let mut object = set_object(&first.set);
     if let Some(object) = object.as_object_mut() {
-        object.insert("elem".to_owned(), json!([elem]));
+        object.insert("elem".to_owned(), elements.collect());
     }
     json!({ verb: { "element": object } })
+}
+
+/// `KEY : goto CHAIN`, `KEY`
+fn element(change: &ElementChange) -> Value {
+    let key = element_key(&change.key);
+    match &change.action {
+        ElementAction::Add(Some(chain)) => json!([key, { "goto": { "target": chain.as_str() } }]),
+        ElementAction::Add(None) | ElementAction::Delete => key,
+    }
 }
 
 fn element_key(key: &Key) -> Value {

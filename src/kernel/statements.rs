@@ -87,11 +87,14 @@ fn in_set(set: &SetName) -> Expression<'static> {
     text(format!("@{set}"))
 }
 
-/// `{ a, b }`
-fn anonymous_set<'a>(items: impl IntoIterator<Item = Expression<'a>>) -> Expression<'a> {
-    Expression::Named(NamedExpression::Set(
-        items.into_iter().map(SetItem::Element).collect(),
-    ))
+/// `a`, or `{ a, b }`. A set of one would be a set of its table all the same, and the kernel walks them all for each new one.
+fn one_of(mut items: Vec<Expression<'_>>) -> Expression<'_> {
+    match items.len() {
+        1 => items.remove(0),
+        _ => Expression::Named(NamedExpression::Set(
+            items.into_iter().map(SetItem::Element).collect(),
+        )),
+    }
 }
 
 /// `a . b`
@@ -186,7 +189,7 @@ fn interface(side: Side, interfaces: &Interfaces) -> Nft<'_> {
         Interfaces::NotIn(set) => compare(name, Operator::NEQ, in_set(set)),
         Interfaces::Like(patterns) => equal(
             name,
-            anonymous_set(patterns.iter().map(|pattern| text(pattern.as_str()))),
+            one_of(patterns.iter().map(|pattern| text(pattern.as_str())).collect()),
         ),
     }
 }
@@ -195,7 +198,7 @@ fn interface(side: Side, interfaces: &Interfaces) -> Nft<'_> {
 fn address(side: Side, family: Family, addresses: &Addresses) -> Nft<'_> {
     let right = match addresses {
         Addresses::In(set) => in_set(set),
-        Addresses::Ranges(set) => anonymous_set(ranges(family, set)),
+        Addresses::Ranges(set) => one_of(ranges(family, set)),
     };
     equal(ip_address(side, family), right)
 }
@@ -283,20 +286,25 @@ fn connection_state<'a>(established: &'a ChainName, related: &'a ChainName) -> N
     verdict_map(ct("state"), Expression::Named(NamedExpression::Set(items)))
 }
 
-/// `meta l4proto . th dport { tcp . 8080, udp . 53-60 }`
+/// `tcp dport 8080`, `udp dport 53-60`, or `meta l4proto . th dport { tcp . 8080, udp . 53-60 }`
 fn ports(ports: &BTreeSet<(Transport, PortRange)>) -> Nft<'_> {
     let number = |port: u16| Expression::Number(u32::from(port));
-    let items = ports.iter().map(|(transport, wanted)| {
-        let port = if wanted.first == wanted.last {
+    let port = |wanted: &PortRange| {
+        if wanted.first == wanted.last {
             number(wanted.first)
         } else {
             range(number(wanted.first), number(wanted.last))
-        };
-        concat(vec![text(transport.as_str()), port])
-    });
+        }
+    };
+    if let Some((transport, wanted)) = ports.first().filter(|_| ports.len() == 1) {
+        return equal(payload(transport.as_str(), "dport"), port(wanted));
+    }
+    let items = ports
+        .iter()
+        .map(|(transport, wanted)| concat(vec![text(transport.as_str()), port(wanted)]));
     equal(
         concat(vec![meta(MetaKey::L4proto), payload("th", "dport")]),
-        anonymous_set(items),
+        one_of(items.collect()),
     )
 }
 
@@ -310,7 +318,7 @@ fn icmp(family: Family, types: Option<&BTreeSet<u8>>) -> Nft<'static> {
         None => equal(meta(MetaKey::L4proto), text(protocol)),
         Some(types) => {
             let numbers = types.iter().map(|number| Expression::Number(u32::from(*number)));
-            equal(payload(header, "type"), anonymous_set(numbers))
+            equal(payload(header, "type"), one_of(numbers.collect()))
         }
     }
 }

@@ -19,6 +19,10 @@ use crate::model::{Identity, Rights};
 use crate::net::{AddressSet, Family, PortRange, Transport};
 use crate::policy::{Edge, Peer, Ports, ServiceId};
 
+/// An edge with no more ports and ranges than this has a rule for each; one with more has a set of them. The kernel walks all
+/// sets of a table for each new one, so that a set for each edge makes a policy's load quadratic in its edges.
+const RULES_FOR_PORTS: usize = 8;
+
 /// What the host's settings say of the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
@@ -259,8 +263,8 @@ fn outside_rules(
     rules
 }
 
-/// `PREFIX meta l4proto . th dport { tcp . 8080 } counter name e7 goto pass comment "shop/web -> shop/api"`; ICMP needs
-/// rules of its own.
+/// `PREFIX tcp dport 8080 counter name e7 goto pass comment "shop/web -> shop/api"`, and so on for each port; ICMP needs rules
+/// of its own.
 fn edge_rules(prefix: &[Statement], edge: &Edge) -> Vec<Rule> {
     let mut matches: Vec<Option<Statement>> = Vec::new();
     if edge.ports.contains(&Ports::Any) {
@@ -274,8 +278,12 @@ fn edge_rules(prefix: &[Statement], edge: &Edge) -> Vec<Rule> {
                 Ports::Any | Ports::Icmp(_) => None,
             })
             .collect();
-        if !transports.is_empty() {
-            matches.push(Some(Statement::Ports(merged(&transports))));
+        let transports = merged(&transports);
+        if transports.len() <= RULES_FOR_PORTS {
+            let each = transports.into_iter().map(|it| BTreeSet::from([it]));
+            matches.extend(each.map(|it| Some(Statement::Ports(it))));
+        } else {
+            matches.push(Some(Statement::Ports(transports)));
         }
         matches.extend(
             Family::ALL
@@ -336,6 +344,28 @@ fn icmp(family: Family, ports: &BTreeSet<Ports>) -> Option<Statement> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{SourceFile, load};
+
+    #[test]
+    fn an_edge_has_a_set_only_for_many_ports() {
+        let rules = |ports: std::ops::RangeInclusive<u16>| {
+            // Every other port: none touches the next.
+            let ports: Vec<_> = ports.map(|it| (it * 2).to_string()).collect();
+            let text = format!(
+                "cofferdam: 1\nsegment: s\nservices: {{ a: {{}} }}\nallow: [{{ from: a, to: world, ports: [{}] }}]\n",
+                ports.join(", ")
+            );
+            let file = SourceFile {
+                path: "s.yaml".to_owned(),
+                bytes: text.into_bytes(),
+            };
+            let policy = load(&[file]).unwrap().policy;
+            policy.edges.iter().flat_map(|edge| edge_rules(&[], edge)).count()
+        };
+        assert_eq!(rules(1..=1), 1);
+        assert_eq!(rules(1..=8), 8);
+        assert_eq!(rules(1..=9), 1);
+    }
 
     #[test]
     fn ranges_that_overlap_become_one() {

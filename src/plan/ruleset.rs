@@ -323,7 +323,7 @@ pub enum Statement {
     Translated,
     /// `ip daddr vmap @into4`: goes to the element's chain; no element: the next rule.
     AddressMap(Side, Family, SetName),
-    /// `meta l4proto . th dport { tcp . 8080, udp . 53-60 }`; never empty.
+    /// `tcp dport 8080`, `meta l4proto . th dport { tcp . 8080, udp . 53-60 }`; never empty.
     Ports(BTreeSet<(Transport, PortRange)>),
     /// `meta l4proto icmp` (or `ipv6-icmp`) where `None`, `icmp type { 8 }` (or `icmpv6 type`) where given, as numbers.
     Icmp(Family, Option<BTreeSet<u8>>),
