@@ -208,7 +208,11 @@ impl Engine {
         }
         let answer = self.get(&format!("/containers/{}/json", id.0)).await;
         let answer = answer.map_err(EngineError::request(format!("inspect container {id}")))?;
-        Ok(answer.and_then(wire::object))
+        let Some(mut answer) = answer.and_then(wire::object) else {
+            return Ok(None);
+        };
+        self.follow_volumes(&mut answer).await?;
+        Ok(Some(answer))
     }
 
     /// Every path by which a container could reach an engine.

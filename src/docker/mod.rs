@@ -12,10 +12,11 @@ mod posture;
 mod raw;
 #[cfg(any(test, feature = "testkit"))]
 pub(crate) mod untrusted;
+mod volumes;
 mod wire;
 
 pub use client::{Engine, EngineError, EngineVersion};
 pub use events::{Arrived, EngineEvent, subscribe};
 pub use listing::NetworkSnapshot;
 pub use networks::{Attachment, NetworkError, NetworkRequest};
-pub use posture::BoundVolumes;
+pub use volumes::BoundVolumes;

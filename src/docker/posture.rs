@@ -1,7 +1,6 @@
 //! How containers and the engine are set, for `cofferdam audit`. It only asks; what it cannot read is `None`, so that nobody takes
 //! it for harmless.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,14 +9,12 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::client::{Engine, EngineError};
+use super::volumes::{BoundVolumes, understood};
 use super::wire;
 use crate::inventory::{Access, Capabilities, ContainerId, EnginePosture, HostNamespace, Posture, Security};
 
 /// The engine writes its process id here unless told otherwise.
 const PID_FILE: &str = "/var/run/docker.pid";
-
-/// Named volumes that are paths of the host (`type=none,o=bind`), with the path.
-pub type BoundVolumes = BTreeMap<String, String>;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -93,19 +90,6 @@ struct Information {
     warnings: Option<Vec<String>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct Volumes {
-    volumes: Option<Vec<Volume>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct Volume {
-    name: String,
-    options: Option<BTreeMap<String, String>>,
-}
-
 impl Engine {
     /// How a container is confined: `Ok(None)` where there is none of that id, and within that `None` where the answer cannot
     /// be understood.
@@ -120,24 +104,6 @@ impl Engine {
         let answer = self.get(&format!("/containers/{}/json", id.0)).await;
         let answer = answer.map_err(EngineError::request(format!("inspect container {id}")))?;
         Ok(answer.map(|answer| read(answer, volumes, &self.sockets())))
-    }
-
-    /// The named volumes that are paths of the host.
-    pub async fn bound_volumes(&self) -> Result<BoundVolumes, EngineError> {
-        let answer = self.get("/volumes").await;
-        let answer = answer.map_err(EngineError::request("list the volumes"))?;
-        let listed: Volumes = understood(answer, "list the volumes")?;
-        let bound = |volume: Volume| {
-            let mut options = volume.options?;
-            let binds = options
-                .get("o")
-                .is_some_and(|it| it.split(',').any(|word| matches!(word, "bind" | "rbind")));
-            options
-                .remove("device")
-                .filter(|device| binds && device.starts_with('/'))
-                .map(|device| (volume.name, device))
-        };
-        Ok(listed.volumes.into_iter().flatten().filter_map(bound).collect())
     }
 
     /// How the engine is set.
@@ -181,14 +147,6 @@ impl Engine {
         let written = written.and_then(|it| it.trim().parse().ok());
         [peer, written].into_iter().flatten().find_map(Process::read)
     }
-}
-
-fn understood<T: Default + for<'de> Deserialize<'de>>(
-    answer: Option<Value>,
-    attempted: &str,
-) -> Result<T, EngineError> {
-    let value = serde_json::from_value(answer.unwrap_or_default());
-    value.map_err(|error| EngineError::request(attempted)(error.into()))
 }
 
 fn read(answer: Value, volumes: &BoundVolumes, sockets: &[PathBuf]) -> Option<Posture> {

@@ -126,6 +126,13 @@ impl<T> Field<T> {
         }
     }
 
+    pub(super) fn as_mut(&mut self) -> Option<&mut T> {
+        match self {
+            Self::Is(value) => Some(value),
+            Self::Absent | Self::Malformed => None,
+        }
+    }
+
     pub(super) fn is_malformed(&self) -> bool {
         matches!(self, Self::Malformed)
     }

@@ -15,6 +15,9 @@ use crate::figure::Figure;
 const PATIENCE: Duration = Duration::from_secs(20);
 const NETWORK: &str = "cft-unenforceable";
 const MACVLAN: &str = "cft-macvlan";
+/// A named volume that is the directory of the engine's socket, and one that is another.
+const BOUND: &str = "cft-bound";
+const BOUND_ELSEWHERE: &str = "cft-bound-elsewhere";
 
 const POLICY: &str = "cofferdam: 1
 segment: shop
@@ -65,6 +68,7 @@ fn kinds(lab: &Lab) -> Vec<Kind> {
             "engine-socket",
             &["-v", &format!("{directory}:/engine:ro")],
         ),
+        on_network("cft-bound", "engine-socket", &["-v", &format!("{BOUND}:/engine")]),
         on_network(
             "cft-pids",
             "host-processes",
@@ -81,6 +85,7 @@ fn twins() -> Vec<(&'static str, Vec<&'static str>)> {
         ("cft-host-pids", vec!["--pid", "host"]),
         ("cft-raw", vec!["--cap-add", "NET_RAW"]),
         ("cft-mount", vec!["-v", "/srv:/srv:ro"]),
+        ("cft-volume", vec!["-v", "cft-bound-elsewhere:/srv"]),
     ]
 }
 
@@ -137,6 +142,9 @@ impl Scene<'_> {
         for network in [NETWORK, MACVLAN] {
             self.docker(&["network", "rm", network], "").await.ok();
         }
+        self.docker(&["volume", "rm", BOUND, BOUND_ELSEWHERE], "")
+            .await
+            .ok();
         output("ip", &["link", "del", "cftmac0"], "").await.ok();
     }
 
@@ -160,6 +168,22 @@ impl Scene<'_> {
         )
         .await
         .context("macvlan")?;
+        let directory = self.lab.directory.display().to_string();
+        for (name, path) in [(BOUND, directory.as_str()), (BOUND_ELSEWHERE, "/srv")] {
+            let device = format!("device={path}");
+            let volume = [
+                "volume",
+                "create",
+                "-o",
+                "type=none",
+                "-o",
+                "o=bind",
+                "-o",
+                &device,
+                name,
+            ];
+            self.docker(&volume, "").await?;
+        }
         let files = BTreeMap::from([("shop.yaml".to_owned(), POLICY.to_owned())]);
         daemon.write(&files).await?;
         Ok(vec![

@@ -15,6 +15,15 @@ pub(in crate::docker) fn is_id(text: &str) -> bool {
     (1..=LONGEST).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
+/// Names of volumes stand there, too: the engine takes these, and no others.
+pub(super) fn is_volume_name(text: &str) -> bool {
+    let first = text.bytes().next();
+    first.is_some_and(|byte| byte.is_ascii_alphanumeric())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+}
+
 pub(super) fn container_id(id: Field<String>) -> Option<ContainerId> {
     let id = id.get().filter(|id| is_id(id)).map(ContainerId);
     if id.is_none() {

@@ -35,7 +35,7 @@ pub(in crate::docker) fn powers(answer: &Inspection, sockets: &[PathBuf]) -> Opt
     for mount in answer.mounts.as_ref().into_iter().flatten() {
         let mount = mount.as_ref()?;
         let source = mount.source.as_ref().filter(|source| !source.is_empty());
-        // A volume's source lies in the engine's own directory.
+        // A volume's source lies in the engine's own directory; one that is a path of the host was followed to it.
         let binds = mount.r#type.as_ref().is_none_or(|kind| kind == "bind");
         if let Some(source) = source.filter(|source| binds && holds_a_socket(source, sockets)) {
             let mount = shortened(source).to_owned();
