@@ -35,16 +35,10 @@ impl Findings {
             let container = planner.inventory().container(id);
             container.map_or_else(|| id.to_string(), |it| it.name.clone())
         };
-        let found = planner.unenforceable();
-        let found = found.into_iter().map(|(id, findings)| {
-            let what = findings.into_iter().map(|finding| finding.what).collect();
-            (
-                id.clone(),
-                Told {
-                    name: name(&id),
-                    what,
-                },
-            )
+        let found = planner.unenforceable().iter().map(|(id, findings)| {
+            let what = findings.iter().map(|finding| finding.what.clone()).collect();
+            let name = name(id);
+            (id.clone(), Told { name, what })
         });
         for Change { name, what, begins } in self.take(found.collect()) {
             let (container, kind) = (name, what.kind());

@@ -118,6 +118,21 @@ impl Links {
         self.names.get(name)?.first().copied()
     }
 
+    /// The name of a bridge.
+    pub fn bridge_name(&self, index: u32) -> Option<&IfName> {
+        self.bridges.get(&index)
+    }
+
+    /// Every bridge with this name: for a moment there may be two.
+    pub fn bridges_named(&self, name: &IfName) -> impl Iterator<Item = u32> {
+        self.names.get(name).into_iter().flatten().copied()
+    }
+
+    /// All ports.
+    pub fn ports(&self) -> impl Iterator<Item = &Port> {
+        self.ports.values()
+    }
+
     /// A port by its interface index.
     pub fn port(&self, index: u32) -> Option<&Port> {
         self.ports.get(&index)
@@ -139,7 +154,7 @@ impl Links {
     }
 
     /// The ports that lead to this namespace.
-    fn leading_to(&self, namespace: i32) -> impl Iterator<Item = u32> {
+    pub fn leading_to(&self, namespace: i32) -> impl Iterator<Item = u32> {
         self.namespaces
             .range((namespace, 0)..=(namespace, u32::MAX))
             .map(|(_, index)| *index)
@@ -163,13 +178,14 @@ pub struct Occupants {
 }
 
 impl Occupants {
-    /// Forgets namespaces that no port leads to any more: their numbers are given anew.
-    pub fn retain(&mut self, links: &Links) {
-        self.containers
-            .retain(|_, namespace| links.leading_to(*namespace).next().is_some());
-        let containers = &self.containers;
-        self.namespaces
-            .retain(|_, container| containers.contains_key(container));
+    /// Forgets a namespace that no port leads to any more: its number is given anew. Returns whose it was.
+    pub fn release(&mut self, links: &Links, namespace: i32) -> Option<ContainerId> {
+        if links.leading_to(namespace).next().is_some() {
+            return None;
+        }
+        let container = self.namespaces.remove(&namespace)?;
+        self.containers.remove(&container);
+        Some(container)
     }
 
     /// After a full listing, between which and the links `before` events were missed: a number is the same namespace's only if
@@ -335,7 +351,9 @@ mod tests {
     fn a_namespaces_number_is_given_anew() {
         let mut occupants = Occupants::default();
         learn(&mut occupants, &links(&[(10, 0, MAC)]), "gone", MAC);
-        occupants.retain(&links(&[]));
+        let still = links(&[(11, 0, MAC)]);
+        assert_eq!(occupants.release(&still, 0), None, "another port leads to it");
+        assert_eq!(occupants.release(&links(&[]), 0), Some(container("gone")));
         let next = links(&[(11, 0, MAC)]);
         assert!(learn(&mut occupants, &next, "next", MAC));
         assert_eq!(port(&occupants, &next, "next", MAC), Some(11));

@@ -12,11 +12,13 @@ use ipnet::IpNet;
 
 use crate::net::{IfName, Mac, Transport};
 
+mod index;
 pub mod links;
 mod posture;
 mod powers;
 mod state;
 
+pub use index::Attached;
 pub use posture::{
     Access, Capabilities, EnginePosture, EngineSeccomp, HostNamespace, Posture, Security, Users,
 };

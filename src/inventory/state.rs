@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::index::{Attached, Index};
 use super::{Container, ContainerId, Endpoint, Lifecycle, Network, NetworkId};
+use crate::net::IfName;
 
 /// A full reading of the engine. What is missing from it is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -55,6 +57,7 @@ pub struct Inventory {
     networks: BTreeMap<NetworkId, Network>,
     /// Endpoints that were seen before their container was. They count for nobody until it is known.
     early: BTreeMap<ContainerId, BTreeMap<NetworkId, Endpoint>>,
+    index: Index,
 }
 
 impl Inventory {
@@ -83,6 +86,28 @@ impl Inventory {
         self.networks.get(id)
     }
 
+    /// Who is attached to a network, whether or not that is known itself.
+    pub fn attached(&self, network: &NetworkId) -> Option<&Attached> {
+        self.index.attached(network)
+    }
+
+    /// The containers that share the network stack of this one.
+    pub fn sharing<'a>(&'a self, container: &ContainerId) -> impl Iterator<Item = &'a ContainerId> + use<'a> {
+        self.index.sharing(container).into_iter().flatten()
+    }
+
+    /// The networks on a bridge of this name.
+    pub fn on_bridge<'a>(&'a self, bridge: &IfName) -> impl Iterator<Item = &'a Network> + use<'a> {
+        let networks = self.index.on_bridge(bridge).into_iter().flatten();
+        networks.filter_map(|id| self.networks.get(id))
+    }
+
+    /// The networks of ours of a service.
+    pub fn owned<'a>(&'a self, segment: &str, service: &str) -> impl Iterator<Item = &'a Network> + use<'a> {
+        let networks = self.index.owned(segment, service).into_iter().flatten();
+        networks.filter_map(|id| self.networks.get(id))
+    }
+
     /// Containers that have endpoints but are not known themselves: read these from the engine.
     pub fn unknown_containers(&self) -> impl Iterator<Item = &ContainerId> {
         self.early.keys()
@@ -100,11 +125,14 @@ impl Inventory {
             containers: differing(&self.containers, &containers),
             networks: differing(&self.networks, &networks),
         };
-        *self = Self {
-            containers,
-            networks,
-            early: BTreeMap::new(),
-        };
+        self.early.clear();
+        if !changes.is_empty() {
+            self.index = Index::default();
+            containers.values().for_each(|it| self.index.add_container(it));
+            networks.values().for_each(|it| self.index.add_network(it));
+            self.containers = containers;
+            self.networks = networks;
+        }
         changes
     }
 
@@ -124,6 +152,10 @@ impl Inventory {
             return Changes::default();
         }
         let changes = Changes::of_container(&container.id);
+        if let Some(before) = self.containers.get(&container.id) {
+            self.index.remove_container(before);
+        }
+        self.index.add_container(&container);
         self.containers.insert(container.id.clone(), container);
         changes
     }
@@ -140,7 +172,10 @@ impl Inventory {
     pub fn remove_container(&mut self, id: &ContainerId) -> Changes {
         self.early.remove(id);
         match self.containers.remove(id) {
-            Some(_) => Changes::of_container(id),
+            Some(before) => {
+                self.index.remove_container(&before);
+                Changes::of_container(id)
+            }
             None => Changes::default(),
         }
     }
@@ -176,6 +211,10 @@ impl Inventory {
             return Changes::default();
         }
         let changes = Changes::of_network(&network.id);
+        if let Some(before) = self.networks.get(&network.id) {
+            self.index.remove_network(before);
+        }
+        self.index.add_network(&network);
         self.networks.insert(network.id.clone(), network);
         changes
     }
@@ -183,7 +222,10 @@ impl Inventory {
     /// Forgets a network. Attachments to it stay with their containers until the engine says otherwise.
     pub fn remove_network(&mut self, id: &NetworkId) -> Changes {
         match self.networks.remove(id) {
-            Some(_) => Changes::of_network(id),
+            Some(before) => {
+                self.index.remove_network(&before);
+                Changes::of_network(id)
+            }
             None => Changes::default(),
         }
     }
@@ -224,10 +266,11 @@ impl Inventory {
         let before = container.clone();
         change(container);
         if *container == before {
-            Changes::default()
-        } else {
-            Changes::of_container(id)
+            return Changes::default();
         }
+        self.index.remove_container(&before);
+        self.index.add_container(container);
+        Changes::of_container(id)
     }
 }
 

@@ -13,9 +13,9 @@ mod unenforceable;
 mod yaml;
 
 pub use identity::{Identity, Standing, standing};
-pub use networks::{Attachment, Role, ServiceNetwork, guarded_networks, owner, service_networks};
+pub use networks::{Attachment, Role, ServiceNetwork, ServiceNetworks, is_to_be_guarded, owner};
 pub use rights::{Rights, Verdict};
-pub use unenforceable::{Finding, OnUnenforceable, Unenforceable, is_to_be_cut, reasons, unenforceable};
+pub use unenforceable::{Finding, OnUnenforceable, Unenforceable, findings, is_to_be_cut, reasons};
 
 /// What happens between containers that no service selects.
 #[derive(

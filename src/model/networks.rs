@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sha2::{Digest, Sha256};
 
 use super::{Rights, Standing, Unmanaged};
-use crate::inventory::{Container, ContainerId, Inventory, Network, NetworkId, NetworkKind, NetworkMode};
+use crate::inventory::{Container, ContainerId, Network, NetworkKind, NetworkMode};
 use crate::net::IfName;
 use crate::policy::{Peer, Policy, ScopedName, ServiceId};
 
@@ -47,68 +47,119 @@ pub enum Role {
     Caller,
 }
 
-/// The networks that the policy calls for, given the containers that exist: one for each service with an inbound edge
-/// from a service, as soon as a container belongs to it or calls it.
-pub fn service_networks(
-    policy: &Policy,
-    inventory: &Inventory,
-    standings: &BTreeMap<ContainerId, Standing>,
-) -> BTreeMap<ServiceId, ServiceNetwork> {
-    let mut by_service: BTreeMap<&ServiceId, Vec<&Container>> = BTreeMap::new();
-    for container in inventory.containers().values() {
-        if container.network_mode != NetworkMode::Own {
-            continue;
+/// The networks that the policy calls for: one for each service with an inbound edge from a service, as soon as a container
+/// belongs to it or calls it. Kept up container by container.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServiceNetworks {
+    /// The services that each may call.
+    callees: BTreeMap<ServiceId, BTreeSet<ServiceId>>,
+    /// The services that others may call.
+    called: BTreeSet<ServiceId>,
+    wanted: BTreeMap<ServiceId, ServiceNetwork>,
+}
+
+impl ServiceNetworks {
+    /// What a policy calls for without any container: nothing yet.
+    pub fn new(policy: &Policy) -> Self {
+        let mut networks = Self::default();
+        for edge in &policy.edges {
+            if let (Peer::Service(from), Peer::Service(to)) = (&edge.from, &edge.to) {
+                networks
+                    .callees
+                    .entry(from.clone())
+                    .or_default()
+                    .insert(to.clone());
+                networks.called.insert(to.clone());
+            }
         }
-        // One that is cut stays where it is, so that it goes on as before should the cut end.
-        if let Some(Standing::Managed(identity) | Standing::Isolated(identity)) = standings.get(&container.id)
-        {
-            for service in identity.services() {
-                by_service.entry(service).or_default().push(container);
+        networks
+    }
+
+    /// Those that are called for, by service.
+    pub fn wanted(&self) -> &BTreeMap<ServiceId, ServiceNetwork> {
+        &self.wanted
+    }
+
+    /// The networks that a container with this standing joins.
+    pub fn joined<'a>(
+        &'a self,
+        container: &'a ContainerId,
+        standing: &'a Standing,
+    ) -> impl Iterator<Item = &'a ServiceNetwork> {
+        let joined = self.reach(Some(standing)).into_iter();
+        let joined = joined.filter_map(|service| self.wanted.get(service));
+        joined.filter(|network| network.members.contains_key(container))
+    }
+
+    /// Takes in how a container stands now, and how it stood before; `None`: it is, or was, not there. Returns the services
+    /// whose networks are called for now and were not, or the other way round.
+    pub fn set(
+        &mut self,
+        id: &ContainerId,
+        before: Option<&Standing>,
+        now: Option<(&Container, &Standing)>,
+    ) -> BTreeSet<ServiceId> {
+        let mut attachments = now.map(|now| self.attachments(now)).unwrap_or_default();
+        let mut services: BTreeSet<ServiceId> = self.reach(before).into_iter().cloned().collect();
+        services.extend(attachments.keys().cloned());
+        services.retain(|service| {
+            let before = self.wanted.contains_key(service);
+            self.attach(service, id, attachments.remove(service));
+            before != self.wanted.contains_key(service)
+        });
+        services
+    }
+
+    fn attach(&mut self, service: &ServiceId, id: &ContainerId, attachment: Option<Attachment>) {
+        if let Some(attachment) = attachment {
+            let network = self
+                .wanted
+                .entry(service.clone())
+                .or_insert_with(|| ServiceNetwork {
+                    service: service.clone(),
+                    name: service.network_name(),
+                    members: BTreeMap::new(),
+                });
+            network.members.insert(id.clone(), attachment);
+        } else if let Some(network) = self.wanted.get_mut(service) {
+            network.members.remove(id);
+            if network.members.is_empty() {
+                self.wanted.remove(service);
             }
         }
     }
-    let mut networks = BTreeMap::new();
-    for (service, callers) in callers(policy) {
-        let mut members = BTreeMap::new();
-        for container in callers
-            .iter()
-            .filter_map(|caller| by_service.get(caller))
-            .flatten()
-        {
-            let attachment = Attachment {
-                role: Role::Caller,
-                aliases: BTreeSet::new(),
-            };
-            members.insert(container.id.clone(), attachment);
+
+    /// The services whose networks a container with this standing may join.
+    fn reach<'a>(&'a self, standing: Option<&'a Standing>) -> BTreeSet<&'a ServiceId> {
+        // One that is cut stays where it is, so that it goes on as before should the cut end.
+        let Some(Standing::Managed(identity) | Standing::Isolated(identity)) = standing else {
+            return BTreeSet::new();
+        };
+        let own = identity.services();
+        let callees = own.iter().filter_map(|it| self.callees.get(it)).flatten();
+        callees.chain(own.intersection(&self.called)).collect()
+    }
+
+    fn attachments(&self, (container, standing): (&Container, &Standing)) -> BTreeMap<ServiceId, Attachment> {
+        if container.network_mode != NetworkMode::Own {
+            return BTreeMap::new();
         }
-        for container in by_service.get(service).into_iter().flatten() {
-            let attachment = Attachment {
+        let is_own = |service: &ServiceId| standing.services().is_some_and(|own| own.contains(service));
+        let attachment = |service: &ServiceId| match is_own(service) {
+            true => Attachment {
                 role: Role::Own,
                 aliases: aliases(service, container),
-            };
-            members.insert(container.id.clone(), attachment);
-        }
-        if !members.is_empty() {
-            let network = ServiceNetwork {
-                service: service.clone(),
-                name: service.network_name(),
-                members,
-            };
-            networks.insert(service.clone(), network);
-        }
+            },
+            false => Attachment {
+                role: Role::Caller,
+                aliases: BTreeSet::new(),
+            },
+        };
+        let reach = self.reach(Some(standing)).into_iter();
+        reach
+            .map(|service| (service.clone(), attachment(service)))
+            .collect()
     }
-    networks
-}
-
-/// The services with an inbound edge from a service, with those callers.
-fn callers(policy: &Policy) -> BTreeMap<&ServiceId, BTreeSet<&ServiceId>> {
-    let mut callers: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-    for edge in &policy.edges {
-        if let (Peer::Service(from), Peer::Service(to)) = (&edge.from, &edge.to) {
-            callers.entry(to).or_default().insert(from);
-        }
-    }
-    callers
 }
 
 /// The service's name and compose's, each also with its segment or project behind a dot.
@@ -126,33 +177,17 @@ fn aliases(service: &ServiceId, container: &Container) -> BTreeSet<String> {
     aliases
 }
 
-/// The bridge networks that Cofferdam made or that hold, or will hold, at least one endpoint that is not unmanaged; all of
-/// them where unmanaged containers are denied too.
-pub fn guarded_networks(
+/// Whether a network that holds, or will hold, containers with these standings is guarded: a bridge that Cofferdam made, or
+/// with at least one that is not unmanaged; every bridge where unmanaged containers are denied too.
+pub fn is_to_be_guarded<'a>(
     rights: &Rights,
-    inventory: &Inventory,
-    standings: &BTreeMap<ContainerId, Standing>,
-) -> BTreeSet<NetworkId> {
-    let is_bridge = |network: &Network| matches!(network.kind, NetworkKind::Bridge(_));
-    let by_nature = inventory
-        .networks()
-        .values()
-        .filter(|network| network.is_ours() || rights.unmanaged == Unmanaged::Deny)
-        .map(|network| &network.id);
-    let held = inventory
-        .containers()
-        .values()
-        .filter(|container| {
-            standings
-                .get(&container.id)
-                .is_some_and(|it| *it != Standing::Unmanaged)
-        })
-        .flat_map(|container| container.endpoints.keys());
-    by_nature
-        .chain(held)
-        .filter(|id| inventory.network(id).is_some_and(is_bridge))
-        .cloned()
-        .collect()
+    network: &Network,
+    mut standings: impl Iterator<Item = &'a Standing>,
+) -> bool {
+    matches!(network.kind, NetworkKind::Bridge(_))
+        && (network.is_ours()
+            || rights.unmanaged == Unmanaged::Deny
+            || standings.any(|it| *it != Standing::Unmanaged))
 }
 
 /// The service whose network of ours this is.

@@ -167,37 +167,29 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Every container that cannot be held to its rights, from its creation on, and every unmanaged one that voids others'.
-pub fn unenforceable(
+/// Why a container cannot be held to its rights, from its creation on, or, where it is unmanaged, voids others'.
+pub fn findings(
     setting: OnUnenforceable,
     inventory: &Inventory,
     standings: &BTreeMap<ContainerId, Standing>,
-) -> BTreeMap<ContainerId, Vec<Finding>> {
-    let mut found = BTreeMap::new();
-    for container in inventory.containers().values() {
-        let Some(own) = standings.get(&container.id) else {
-            continue;
-        };
-        let mut reasons = reasons(inventory, standings, container, own);
-        if *own == Standing::Unmanaged {
-            reasons.retain(Unenforceable::concerns_others);
-        }
-        let is_acted_upon =
-            setting != OnUnenforceable::Report && matches!(own, Standing::Managed(_) | Standing::Isolated(_));
-        let is_running = container.lifecycle == Lifecycle::Running;
-        let findings: Vec<Finding> = reasons
-            .into_iter()
-            .map(|what| Finding {
-                what,
-                is_acted_upon,
-                is_running,
-            })
-            .collect();
-        if !findings.is_empty() {
-            found.insert(container.id.clone(), findings);
-        }
+    container: &Container,
+) -> Vec<Finding> {
+    let Some(own) = standings.get(&container.id) else {
+        return Vec::new();
+    };
+    let mut reasons = reasons(inventory, standings, container, own);
+    if *own == Standing::Unmanaged {
+        reasons.retain(Unenforceable::concerns_others);
     }
-    found
+    let is_acted_upon =
+        setting != OnUnenforceable::Report && matches!(own, Standing::Managed(_) | Standing::Isolated(_));
+    let is_running = container.lifecycle == Lifecycle::Running;
+    let findings = reasons.into_iter().map(|what| Finding {
+        what,
+        is_acted_upon,
+        is_running,
+    });
+    findings.collect()
 }
 
 /// Why a container, managed or not, cannot be held, whomever that concerns.

@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use super::compile::Structure;
 use super::ledger::Claim;
 use super::names::{self, chain};
 use super::planner::{Moment, Readings};
+use super::published::HostPorts;
 use super::ruleset::{ChainName, Key, SetName, SetRef};
-use crate::inventory::links::{Links, Occupants};
+use crate::inventory::links::{Links, Occupants, Port};
 use crate::inventory::{Container, ContainerId, Endpoint, Inventory, Network, NetworkId, NetworkKind};
 use crate::model::{Identity, Rights, Standing, Unmanaged};
 use crate::net::{Family, IfName, Mac, Transport};
@@ -28,10 +27,11 @@ pub struct View<'a> {
     /// When each port was first seen.
     pub since: &'a BTreeMap<u32, Moment>,
     pub structure: &'a Structure,
+    pub published: &'a HostPorts,
     pub rights: &'a Rights,
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
     /// What follows from a container: its rights by address, and the proof of its identity by port.
     pub fn container(&self, container: &Container) -> Claim {
         let mut claim = Claim::new();
@@ -65,6 +65,7 @@ impl View<'_> {
             }
             self.binding(&container.id, &network.id, bridge, endpoint, &mut claim);
         }
+        self.dialled(container, standing, &mut claim);
         if *standing != Standing::Unmanaged {
             self.published(container, &mut claim);
         }
@@ -185,7 +186,7 @@ impl View<'_> {
         read.is_some_and(|read| self.since.get(&port).is_none_or(|since| read >= since))
     }
 
-    /// What follows from a network: guarded or not, its bridge, subnets and ports.
+    /// What follows from a network: guarded or not, its bridge and subnets.
     pub fn network(&self, network: &Network) -> Claim {
         let mut claim = Claim::new();
         let NetworkKind::Bridge(bridge) = &network.kind else {
@@ -202,44 +203,52 @@ impl View<'_> {
                 claim.insert((names::bridge(set), key), None);
             }
         }
-        if let Some(index) = self.links.bridge_index(bridge) {
-            self.ports(index, if guarded { "ports" } else { "open_ports" }, &mut claim);
-        }
         claim
     }
 
     /// What follows from a bridge that is not Docker's: it is none of our business.
-    pub fn foreign_bridge(&self, index: u32, name: &IfName) -> Claim {
+    pub fn bridge(&self, index: u32) -> Claim {
         let mut claim = Claim::new();
-        claim.insert(
-            (names::inet(SetName::from("foreign")), Key::IfName(name.clone())),
-            None,
-        );
-        self.ports(index, "open_ports", &mut claim);
+        if let Some(name) = self.links.bridge_name(index).filter(|it| self.is_foreign(it)) {
+            let set = names::inet(SetName::from("foreign"));
+            claim.insert((set, Key::IfName(name.clone())), None);
+        }
         claim
     }
 
-    fn ports(&self, bridge: u32, set: &str, claim: &mut Claim) {
-        for port in self.links.ports_of(bridge) {
-            claim.insert((bridge_set(set), Key::IfIndex(port.index)), None);
+    /// What follows from a port: whether its bridge's network is guarded.
+    pub fn port(&self, port: &Port) -> Claim {
+        let mut claim = Claim::new();
+        let mut stands = |set: &str| claim.insert((bridge_set(set), Key::IfIndex(port.index)), None);
+        for network in self.networks_on(port.bridge) {
+            stands(if self.guarded.contains(&network.id) {
+                "ports"
+            } else {
+                "open_ports"
+            });
         }
+        if self
+            .links
+            .bridge_name(port.bridge)
+            .is_some_and(|it| self.is_foreign(it))
+        {
+            stands("open_ports");
+        }
+        claim
     }
 
-    /// The bridges that are not Docker's. A bridge whose name Docker could have chosen is never among them: it may be one
-    /// whose network has not been seen yet.
-    pub fn foreign_bridges(&self) -> impl Iterator<Item = (u32, &IfName)> {
-        let docker: BTreeSet<&IfName> = self
-            .inventory
-            .networks()
-            .values()
-            .filter_map(|network| match &network.kind {
-                NetworkKind::Bridge(bridge) => Some(bridge),
-                NetworkKind::Other(_) => None,
-            })
-            .collect();
-        self.links
-            .bridges()
-            .filter(move |(_, name)| !docker.contains(name) && !could_be_dockers(name))
+    /// The networks that are on a bridge. Of two bridges with the same name it is the first's.
+    pub fn networks_on(&self, bridge: u32) -> impl Iterator<Item = &'a Network> + use<'a> {
+        let (links, inventory) = (self.links, self.inventory);
+        let name = links.bridge_name(bridge);
+        let name = name.filter(|it| links.bridge_index(it) == Some(bridge));
+        name.into_iter().flat_map(|it| inventory.on_bridge(it))
+    }
+
+    /// Whether a bridge is not Docker's. One whose name Docker could have chosen never is: it may be one whose network has
+    /// not been seen yet.
+    fn is_foreign(&self, bridge: &IfName) -> bool {
+        !could_be_dockers(bridge) && self.inventory.on_bridge(bridge).next().is_none()
     }
 
     /// The addresses of a container that packets are known to flow for: those with rights.
@@ -283,9 +292,4 @@ fn binding(port: u32, mac: Mac, address: IpAddr) -> (SetRef, Key) {
         IpAddr::V4(address) => (bridge_set("bound4"), Key::Binding4(port, mac, address)),
         IpAddr::V6(address) => (bridge_set("bound6"), Key::Binding6(port, mac, address)),
     }
-}
-
-/// The subnets of one network never overlap another's; this tells whether a candidate would.
-pub(crate) fn overlaps(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(&other.network()) || other.contains(&one.network())
 }

@@ -137,7 +137,7 @@ impl Sweep {
 }
 
 /// What is to be ended, and what is under way.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Endings {
     /// Addresses whose owner is gone, and no task knows of it yet.
     pub(super) released: BTreeSet<IpAddr>,

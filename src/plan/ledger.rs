@@ -18,15 +18,17 @@ use crate::net::{Family, Transport};
 pub enum Owner {
     Container(ContainerId),
     Network(NetworkId),
-    /// A bridge that is not Docker's, by interface index.
+    /// A bridge, by interface index.
     Bridge(u32),
+    /// A port of a bridge, by interface index.
+    Port(u32),
 }
 
 /// The elements that follow from one owner.
 pub type Claim = BTreeMap<(SetRef, Key), Option<ChainName>>;
 
 /// All claims, and what of them is in the kernel.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ledger {
     owners: BTreeMap<Owner, Claim>,
     claims: BTreeMap<(SetRef, Key), BTreeMap<Owner, Option<ChainName>>>,

@@ -1,64 +1,20 @@
 //! Networks wanted against networks there are: what to create, attach, detach and remove, and with which addresses.
 
+mod addresses;
+mod subnets;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::elements::overlaps;
+pub use self::addresses::Allocator;
+use self::addresses::Used;
+pub use self::subnets::{FreeSubnets, PoolExhausted, Pools};
 use crate::inventory::{ContainerId, Inventory, Network, NetworkId, NetworkKind};
-use crate::model::{ServiceNetwork, owner};
+use crate::model::{ServiceNetwork, ServiceNetworks, Standing, owner};
 use crate::net::IfName;
 use crate::policy::ServiceId;
-
-/// The address pools that service networks are cut from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pools {
-    pub ipv4: Ipv4Net,
-    /// The prefix length of each network, longer than the pool's and at most 29.
-    pub ipv4_prefix: u8,
-    /// Cut into /64; `None`: no IPv6 on service networks.
-    pub ipv6: Option<Ipv6Net>,
-}
-
-/// Every subnet of the pool is taken, by a network or by a route of the host.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no subnet is free in the address pool {pool}: networks and routes of this host take all of it")]
-pub struct PoolExhausted {
-    pub pool: IpNet,
-}
-
-/// The prefix length of each network's IPv6 subnet.
-const IPV6_PREFIX: u8 = 64;
-
-impl Pools {
-    /// The first subnets that overlap none of `taken`.
-    ///
-    /// # Errors
-    /// When a pool has none left.
-    pub fn free_subnets(&self, taken: &[IpNet]) -> Result<(Ipv4Net, Option<Ipv6Net>), PoolExhausted> {
-        let is_free = |candidate: &IpNet| !taken.iter().any(|net| overlaps(net, candidate));
-        let ipv4 = self
-            .ipv4
-            .subnets(self.ipv4_prefix)
-            .ok()
-            .and_then(|mut subnets| subnets.find(|subnet| is_free(&IpNet::V4(*subnet))))
-            .ok_or(PoolExhausted {
-                pool: IpNet::V4(self.ipv4),
-            })?;
-        let Some(pool) = self.ipv6 else {
-            return Ok((ipv4, None));
-        };
-        let ipv6 = pool
-            .subnets(IPV6_PREFIX)
-            .ok()
-            .and_then(|mut subnets| subnets.find(|subnet| is_free(&IpNet::V6(*subnet))))
-            .ok_or(PoolExhausted {
-                pool: IpNet::V6(pool),
-            })?;
-        Ok((ipv4, Some(ipv6)))
-    }
-}
 
 /// One call of the engine. Each is safe to repeat.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,175 +80,299 @@ impl NetworkStep {
     }
 }
 
-/// Hands out addresses of our networks, least recently used first, so that an address that was just given up is the last
-/// to be used again.
-#[derive(Debug, Default)]
-pub struct Allocator {
-    /// The host number that was handed out last.
-    last: BTreeMap<NetworkId, u32>,
+/// What steps follow from.
+#[derive(Debug, Clone, Copy)]
+pub struct Ground<'a> {
+    pub wanted: &'a ServiceNetworks,
+    pub inventory: &'a Inventory,
+    pub standings: &'a BTreeMap<ContainerId, Standing>,
+    pub pools: &'a Pools,
+    /// The host's.
+    pub routes: &'a [IpNet],
+    /// Steps under way.
+    pub busy: &'a BTreeMap<Subject, NetworkStep>,
+    /// The wishes of stopped containers for networks that are gone.
+    pub stale: &'a BTreeMap<ContainerId, BTreeSet<String>>,
 }
 
-impl Allocator {
-    /// The next free host number of a network: 1 is the gateway's, the highest the broadcast's.
-    fn next(&mut self, network: &NetworkId, subnet: Ipv4Net, used: &BTreeSet<u32>) -> Option<u32> {
-        let size = u32::from(subnet.broadcast()) - u32::from(subnet.network());
-        // A network that carries our mark but was made by others may have a subnet of one address.
-        let highest = size.saturating_sub(1);
-        let last = self
-            .last
-            .get(network)
-            .copied()
-            .unwrap_or_else(|| used.last().copied().unwrap_or(1));
-        let host = (last.saturating_add(1)..=highest)
-            .chain(2..=last.min(highest))
-            .find(|host| !used.contains(host))?;
-        self.last.insert(network.clone(), host);
-        Some(host)
-    }
+/// What is to be looked at: where something has changed, and where something is left to do that is not under way.
+#[derive(Debug, Clone, Default)]
+pub struct Unsettled {
+    /// Their networks are there or not, and all who are to be on them.
+    pub services: BTreeSet<ServiceId>,
+    /// What each is attached to.
+    pub containers: BTreeSet<ContainerId>,
+    /// Networks of ours that nobody needs, perhaps.
+    pub networks: BTreeSet<NetworkId>,
+}
 
-    /// Forgets networks that are gone.
-    pub fn retain(&mut self, inventory: &Inventory) {
-        self.last
-            .retain(|network, _| inventory.network(network).is_some());
+impl Unsettled {
+    /// A step is over, with success or without.
+    pub fn step_done(&mut self, step: &NetworkStep) {
+        match step {
+            NetworkStep::Create { service, .. } => {
+                self.services.insert(service.clone());
+            }
+            NetworkStep::Attach {
+                network, container, ..
+            }
+            | NetworkStep::Detach { network, container } => {
+                self.containers.insert(container.clone());
+                self.networks.insert(network.clone());
+            }
+            NetworkStep::Remove { network, .. } => {
+                self.networks.insert(network.clone());
+            }
+            NetworkStep::Forget { .. } | NetworkStep::Stop { .. } => {}
+        }
     }
 }
 
-/// The steps that are still to do, without those whose subject is `busy`, and whether a network that is wanted found no
-/// free subnet. `routes` are the host's, `stale` the wishes of stopped containers for networks that are gone.
+/// The steps that are still to do where it is unsettled, without those whose subject is busy, and whether a network that is
+/// wanted found no free subnet. What is left to do stays unsettled.
 pub fn network_steps(
-    wanted: &BTreeMap<ServiceId, ServiceNetwork>,
-    inventory: &Inventory,
-    pools: &Pools,
-    routes: &[IpNet],
+    ground: Ground<'_>,
+    unsettled: &mut Unsettled,
     allocator: &mut Allocator,
-    busy: &BTreeMap<Subject, NetworkStep>,
-    stale: &BTreeMap<ContainerId, BTreeSet<String>>,
 ) -> (Vec<NetworkStep>, Option<PoolExhausted>) {
     let mut steps = Vec::new();
-    let mut exhausted = None;
-    let mut taken: Vec<IpNet> = inventory
-        .networks()
-        .values()
-        .flat_map(|network| network.subnets.iter().copied())
-        .chain(routes.iter().copied())
-        .collect();
-    taken.extend(busy.values().flat_map(created_subnets));
-    let ours = chosen(wanted, inventory);
-
-    for (service, network) in wanted {
-        let Some(existing) = ours.get(service) else {
-            let Some(bridge) = network.bridge() else { continue };
-            if busy.contains_key(&Subject::Service(service.clone())) {
-                continue;
-            }
-            // What is free for one is searched for through the whole pool: once there is nothing, there is nothing for all.
-            if exhausted.is_some() {
-                continue;
-            }
-            match pools.free_subnets(&taken) {
-                Ok((ipv4, ipv6)) => {
-                    let (service, name) = (service.clone(), network.name.clone());
-                    let step = NetworkStep::Create {
-                        service,
-                        name,
-                        bridge,
-                        ipv4,
-                        ipv6,
-                    };
-                    taken.extend(created_subnets(&step));
-                    steps.push(step);
-                }
-                Err(error) => exhausted = Some(error),
-            }
+    let mut missing = Vec::new();
+    for service in std::mem::take(&mut unsettled.services) {
+        for network in ground.owned(&service) {
+            unsettled.networks.insert(network.id.clone());
+            unsettled.containers.extend(ground.attached(network).cloned());
+        }
+        let Some(wanted) = ground.wanted.wanted().get(&service) else {
             continue;
         };
-        attach(network, existing, inventory, allocator, busy, &mut steps);
-    }
-    let mut attachments: BTreeMap<&NetworkId, Vec<&ContainerId>> = BTreeMap::new();
-    for container in inventory.containers().values() {
-        for network in container.endpoints.keys() {
-            attachments.entry(network).or_default().push(&container.id);
+        match ground.chosen(&service) {
+            Some(_) => unsettled.containers.extend(wanted.members.keys().cloned()),
+            None if ground.busy.contains_key(&Subject::Service(service.clone())) => {}
+            None => {
+                missing.push(wanted);
+                unsettled.services.insert(service);
+            }
         }
     }
-    for network in inventory.networks().values().filter(|network| network.is_ours()) {
-        // Where a service has several, all but one go.
-        let members = owner(network)
-            .filter(|service| ours.get(service).is_some_and(|it| it.id == network.id))
-            .and_then(|service| wanted.get(&service))
-            .map(|it| &it.members);
-        let attached = attachments.get(&network.id).map_or(&[][..], Vec::as_slice);
-        for container in attached
-            .iter()
-            .filter(|id| members.is_none_or(|it| !it.contains_key(id)))
-        {
-            steps.push(NetworkStep::Detach {
-                network: network.id.clone(),
-                container: (*container).clone(),
-            });
-        }
-        // A container that is stopped could not start again without the network: it must be detached first.
-        if members.is_none() && attached.is_empty() {
-            steps.push(NetworkStep::Remove {
-                network: network.id.clone(),
-                name: network.name.clone(),
-            });
-        }
-    }
-    steps.extend(wishes(wanted, inventory, stale));
-    steps.retain(|step| !busy.contains_key(&step.subject()));
+    let exhausted = ground.create(&missing, &mut steps).err();
+    let mut used = BTreeMap::new();
+    unsettled.containers.retain(|id| {
+        let before = steps.len();
+        let lacks = ground.attach(id, allocator, &mut used, &mut steps);
+        ground.detach(id, &mut steps);
+        lacks || steps.len() > before
+    });
+    unsettled.networks.retain(|id| {
+        let removed = ground.remove(id);
+        let is_to_go = removed.is_some();
+        steps.extend(removed);
+        is_to_go
+    });
+    steps.extend(ground.wishes());
+    steps.sort();
     (steps, exhausted)
 }
 
-/// The network of each service. Of several, which only others can have made, the one that looks as if made by us, then the
-/// one with the lowest id.
-fn chosen<'a>(
-    wanted: &BTreeMap<ServiceId, ServiceNetwork>,
-    inventory: &'a Inventory,
-) -> BTreeMap<ServiceId, &'a Network> {
-    let mut chosen: BTreeMap<ServiceId, &Network> = BTreeMap::new();
-    for network in inventory.networks().values() {
-        let Some(service) = owner(network) else { continue };
-        // No rule holds on one that is no bridge, whatever its labels say.
-        if !matches!(network.kind, NetworkKind::Bridge(_)) {
-            continue;
+impl<'a> Ground<'a> {
+    fn is_busy(&self, subject: &Subject) -> bool {
+        self.busy.contains_key(subject)
+    }
+
+    /// The networks that say that they are the service's.
+    fn owned(&self, service: &ServiceId) -> impl Iterator<Item = &'a Network> + use<'a> {
+        self.inventory
+            .owned(service.segment.as_str(), service.name.as_str())
+    }
+
+    fn attached(&self, network: &Network) -> impl Iterator<Item = &'a ContainerId> + use<'a> {
+        let attached = self.inventory.attached(&network.id);
+        attached.into_iter().flat_map(|it| it.containers())
+    }
+
+    /// The network of a service. Of several, which only others can have made, the one that looks as if made by us, then the
+    /// one with the lowest id. No rule holds on one that is no bridge, whatever its labels say.
+    fn chosen(&self, service: &ServiceId) -> Option<&'a Network> {
+        let is_bridge = |it: &&Network| matches!(it.kind, NetworkKind::Bridge(_));
+        let mut networks = self.owned(service).filter(is_bridge);
+        let first = networks.next()?;
+        if networks.next().is_none() {
+            return Some(first);
         }
-        let genuine = |network: &Network| {
-            wanted.get(&service).is_some_and(|it| {
-                let bridge = it.bridge().map(NetworkKind::Bridge);
-                it.name == network.name && bridge.as_ref() == Some(&network.kind)
-            })
+        let wanted = self.wanted.wanted().get(service);
+        let genuine = wanted.and_then(|wanted| {
+            let bridge = wanted.bridge().map(NetworkKind::Bridge)?;
+            let mut networks = self.owned(service);
+            networks.find(|it| it.name == wanted.name && it.kind == bridge)
+        });
+        Some(genuine.unwrap_or(first))
+    }
+
+    /// The service network that this is; `None`: it is none, or not one that is wanted.
+    fn wanted_as(&self, network: &Network) -> Option<&'a ServiceNetwork> {
+        let service = owner(network)?;
+        let chosen = self.chosen(&service).filter(|it| it.id == network.id);
+        chosen.and(self.wanted.wanted().get(&service))
+    }
+
+    fn create(&self, missing: &[&ServiceNetwork], steps: &mut Vec<NetworkStep>) -> Result<(), PoolExhausted> {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let networks = self.inventory.networks().values();
+        let taken = networks.flat_map(|network| network.subnets.iter().copied());
+        let taken = taken
+            .chain(self.routes.iter().copied())
+            .chain(self.busy.values().flat_map(created_subnets));
+        let mut free = self.pools.free_subnets(taken);
+        for network in missing {
+            let Some(bridge) = network.bridge() else { continue };
+            let (ipv4, ipv6) = free.next()?;
+            steps.push(NetworkStep::Create {
+                service: network.service.clone(),
+                name: network.name.clone(),
+                bridge,
+                ipv4,
+                ipv6,
+            });
+        }
+        Ok(())
+    }
+
+    /// Attaches a container wherever it lacks. Returns whether it lacks anywhere, be there an address for it or not.
+    fn attach(
+        &self,
+        id: &ContainerId,
+        allocator: &mut Allocator,
+        used: &mut BTreeMap<&'a NetworkId, Used<'a>>,
+        steps: &mut Vec<NetworkStep>,
+    ) -> bool {
+        let (Some(container), Some(standing)) = (self.inventory.container(id), self.standings.get(id)) else {
+            return false;
         };
-        match chosen.get(&service) {
-            Some(other) if genuine(other) || !genuine(network) => {}
-            Some(_) | None => {
-                chosen.insert(service, network);
+        let mut lacks = false;
+        for wanted in self.wanted.joined(id, standing) {
+            let Some(network) = self.chosen(&wanted.service) else {
+                continue;
+            };
+            let subject = Subject::Attachment(network.id.clone(), id.clone());
+            if container.endpoints.contains_key(&network.id) || self.is_busy(&subject) {
+                continue;
+            }
+            lacks = true;
+            let Some(subnet) = ipv4_subnet(network) else {
+                continue;
+            };
+            let used = used
+                .entry(&network.id)
+                .or_insert_with(|| self.used(network, subnet));
+            let Some(host) = allocator.next(&network.id, used) else {
+                continue;
+            };
+            let ipv4 = used.address(host);
+            used.handed_out.insert(ipv4);
+            steps.push(NetworkStep::Attach {
+                network: network.id.clone(),
+                container: id.clone(),
+                ipv4,
+                ipv6: ipv6_subnet(network).and_then(|net| {
+                    let address = u128::from(net.network()).checked_add(u128::from(host))?;
+                    Some(Ipv6Addr::from(address)).filter(|address| net.contains(address))
+                }),
+                aliases: wanted
+                    .members
+                    .get(id)
+                    .map(|it| it.aliases.clone())
+                    .unwrap_or_default(),
+            });
+        }
+        lacks
+    }
+
+    fn used(&self, network: &Network, subnet: Ipv4Net) -> Used<'a> {
+        let first = Subject::Attachment(network.id.clone(), ContainerId(String::new()));
+        let under_way = self.busy.range(first..).map_while(|(_, step)| match step {
+            NetworkStep::Attach {
+                network: of, ipv4, ..
+            } if *of == network.id => Some(Some(*ipv4)),
+            NetworkStep::Detach { network: of, .. } if *of == network.id => Some(None),
+            _ => None,
+        });
+        Used {
+            subnet,
+            attached: self.inventory.attached(&network.id),
+            handed_out: under_way.flatten().collect(),
+        }
+    }
+
+    /// Detaches a container from networks of ours that are not for it. Where a service has several, all but one are for nobody.
+    fn detach(&self, id: &ContainerId, steps: &mut Vec<NetworkStep>) {
+        let endpoints = self.inventory.container(id).into_iter();
+        let networks = endpoints.flat_map(|it| it.endpoints.keys());
+        for network in networks.filter_map(|it| self.inventory.network(it)) {
+            let is_member = || {
+                self.wanted_as(network)
+                    .is_some_and(|it| it.members.contains_key(id))
+            };
+            if !network.is_ours() || is_member() {
+                continue;
+            }
+            let step = NetworkStep::Detach {
+                network: network.id.clone(),
+                container: id.clone(),
+            };
+            if !self.is_busy(&step.subject()) {
+                steps.push(step);
             }
         }
     }
-    chosen
+
+    /// Removes a network of ours that is for nobody. A container that is stopped could not start again without the network: it
+    /// must be detached first.
+    fn remove(&self, id: &NetworkId) -> Option<NetworkStep> {
+        let network = self.inventory.network(id).filter(|it| it.is_ours())?;
+        if self.wanted_as(network).is_some() || self.attached(network).next().is_some() {
+            return None;
+        }
+        let step = NetworkStep::Remove {
+            network: id.clone(),
+            name: network.name.clone(),
+        };
+        (!self.is_busy(&step.subject())).then_some(step)
+    }
+
+    /// Wishes that keep a container from starting. One for a network that will be made again is replaced by the attachment.
+    fn wishes(&self) -> Vec<NetworkStep> {
+        let exists = |name: &String| self.inventory.networks().values().any(|it| it.name == *name);
+        let joins = |name: &String, container: &ContainerId| {
+            let mut wanted = self.wanted.wanted().values();
+            wanted.any(|it| it.name == *name && it.members.contains_key(container))
+        };
+        let mut steps = Vec::new();
+        for (container, names) in self.stale {
+            for name in names {
+                if self.inventory.container(container).is_some() && !exists(name) && !joins(name, container) {
+                    let (name, container) = (name.clone(), container.clone());
+                    steps.push(NetworkStep::Forget { name, container });
+                }
+            }
+        }
+        steps.retain(|step| !self.is_busy(&step.subject()));
+        steps
+    }
 }
 
-/// Wishes that keep a container from starting. One for a network that will be made again is replaced by the attachment.
-fn wishes(
-    wanted: &BTreeMap<ServiceId, ServiceNetwork>,
-    inventory: &Inventory,
-    stale: &BTreeMap<ContainerId, BTreeSet<String>>,
-) -> Vec<NetworkStep> {
-    let exists = |name: &String| inventory.networks().values().any(|it| it.name == *name);
-    let joins = |name: &String, container: &ContainerId| {
-        let mut wanted = wanted.values();
-        wanted.any(|it| it.name == *name && it.members.contains_key(container))
-    };
-    let mut steps = Vec::new();
-    for (container, names) in stale {
-        for name in names {
-            if inventory.container(container).is_some() && !exists(name) && !joins(name, container) {
-                let (name, container) = (name.clone(), container.clone());
-                steps.push(NetworkStep::Forget { name, container });
-            }
-        }
-    }
-    steps
+fn ipv4_subnet(network: &Network) -> Option<Ipv4Net> {
+    network.subnets.iter().find_map(|net| match net {
+        IpNet::V4(net) => Some(*net),
+        IpNet::V6(_) => None,
+    })
+}
+
+fn ipv6_subnet(network: &Network) -> Option<Ipv6Net> {
+    network.subnets.iter().find_map(|net| match net {
+        IpNet::V6(net) => Some(*net),
+        IpNet::V4(_) => None,
+    })
 }
 
 fn created_subnets(step: &NetworkStep) -> Vec<IpNet> {
@@ -306,67 +386,6 @@ fn created_subnets(step: &NetworkStep) -> Vec<IpNet> {
         | NetworkStep::Remove { .. }
         | NetworkStep::Forget { .. }
         | NetworkStep::Stop { .. } => Vec::new(),
-    }
-}
-
-fn attach(
-    wanted: &ServiceNetwork,
-    network: &Network,
-    inventory: &Inventory,
-    allocator: &mut Allocator,
-    busy: &BTreeMap<Subject, NetworkStep>,
-    steps: &mut Vec<NetworkStep>,
-) {
-    let Some(subnet) = network.subnets.iter().find_map(|net| match net {
-        IpNet::V4(net) => Some(*net),
-        IpNet::V6(_) => None,
-    }) else {
-        return;
-    };
-    let ipv6 = network.subnets.iter().find_map(|net| match net {
-        IpNet::V6(net) => Some(*net),
-        IpNet::V4(_) => None,
-    });
-    // `None` for an address of another subnet.
-    let number = |address: Ipv4Addr| {
-        subnet
-            .contains(&address)
-            .then(|| u32::from(address) - u32::from(subnet.network()))
-    };
-    let mut used: BTreeSet<u32> = inventory
-        .containers()
-        .values()
-        .filter_map(|container| container.endpoints.get(&network.id)?.ipv4)
-        .filter_map(number)
-        .collect();
-    used.extend(busy.values().filter_map(|step| match step {
-        NetworkStep::Attach {
-            network: of, ipv4, ..
-        } if *of == network.id => number(*ipv4),
-        _ => None,
-    }));
-    for (container, attachment) in &wanted.members {
-        let attached = inventory
-            .container(container)
-            .is_some_and(|it| it.endpoints.contains_key(&network.id));
-        let subject = Subject::Attachment(network.id.clone(), container.clone());
-        if attached || busy.contains_key(&subject) {
-            continue;
-        }
-        let Some(host) = allocator.next(&network.id, subnet, &used) else {
-            return;
-        };
-        used.insert(host);
-        steps.push(NetworkStep::Attach {
-            network: network.id.clone(),
-            container: container.clone(),
-            ipv4: Ipv4Addr::from(u32::from(subnet.network()) + host),
-            ipv6: ipv6.and_then(|net| {
-                let address = u128::from(net.network()).checked_add(u128::from(host))?;
-                Some(Ipv6Addr::from(address)).filter(|address| net.contains(address))
-            }),
-            aliases: attachment.aliases.clone(),
-        });
     }
 }
 

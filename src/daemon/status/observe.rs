@@ -79,10 +79,10 @@ impl Status {
                 .map_or_else(|| format!("{id}"), |it| it.name.clone())
         };
         let findings = planner.unenforceable();
-        self.unenforceable_counts = findings::counts(&findings);
+        self.unenforceable_counts = findings::counts(findings);
         self.unenforceable = findings
-            .into_iter()
-            .map(|(id, findings)| (name(&id), findings.iter().map(ToString::to_string).collect()))
+            .iter()
+            .map(|(id, findings)| (name(id), findings.iter().map(ToString::to_string).collect()))
             .collect();
         let mut networks = BTreeMap::new();
         for network in planner.service_networks().values() {

@@ -73,7 +73,11 @@ fn found_in(setting: OnUnenforceable, containers: Vec<Container>) -> BTreeMap<Co
         .values()
         .map(|it| (it.id.clone(), standing(&rights.policy, it)))
         .collect();
-    unenforceable(setting, &inventory, &standings)
+    let found = inventory.containers().values().map(|container| {
+        let findings = findings(setting, &inventory, &standings, container);
+        (container.id.clone(), findings)
+    });
+    found.filter(|(_, findings)| !findings.is_empty()).collect()
 }
 
 /// The kinds found on a container called `name`, with the others around it.

@@ -4,8 +4,8 @@ use super::*;
 use crate::inventory::{
     Container, Endpoint, Facts, Lifecycle, Listing, MANAGED_LABEL, NetworkKind, NetworkMode, SERVICE_LABEL,
 };
-use crate::model::{Attachment, Role};
-use crate::policy::ScopedName;
+use crate::model::Identity;
+use crate::policy::{ScopedName, SourceFile, load};
 
 fn pools() -> Pools {
     Pools {
@@ -61,22 +61,37 @@ fn container(name: &str, attached: &[(&Network, &str)]) -> Container {
     }
 }
 
-fn wanted(name: &str, members: &[&str]) -> BTreeMap<ServiceId, ServiceNetwork> {
-    let member = |name: &&str| {
-        (
-            ContainerId((*name).to_owned()),
-            Attachment {
-                role: Role::Own,
-                aliases: BTreeSet::new(),
-            },
-        )
+/// What a policy calls for in which something may call the service that these containers belong to.
+struct Wanted {
+    networks: ServiceNetworks,
+    standings: BTreeMap<ContainerId, Standing>,
+}
+
+fn nothing() -> Wanted {
+    Wanted {
+        networks: ServiceNetworks::default(),
+        standings: BTreeMap::new(),
+    }
+}
+
+fn wanted(name: &str, members: &[&str]) -> Wanted {
+    let text = format!(
+        "cofferdam: 1\nsegment: shop\nservices:\n  {name}: {{ select: {{ name: xx }} }}\n  \
+         caller: {{ select: {{ name: yy }} }}\nallow:\n  - {{ from: caller, to: {name}, ports: [80] }}\n"
+    );
+    let file = SourceFile {
+        path: "shop.yaml".to_owned(),
+        bytes: text.into_bytes(),
     };
-    let network = ServiceNetwork {
-        service: service(name),
-        name: service(name).network_name(),
-        members: members.iter().map(member).collect(),
-    };
-    BTreeMap::from([(service(name), network)])
+    let mut networks = ServiceNetworks::new(&load(&[file]).unwrap().policy);
+    let standing = Standing::Managed(Identity::of(service(name)));
+    let mut standings = BTreeMap::new();
+    for member in members {
+        let container = container(member, &[]);
+        networks.set(&container.id, None, Some((&container, &standing)));
+        standings.insert(container.id, standing.clone());
+    }
+    Wanted { networks, standings }
 }
 
 fn inventory(containers: Vec<Container>, networks: Vec<Network>) -> Inventory {
@@ -89,41 +104,68 @@ fn inventory(containers: Vec<Container>, networks: Vec<Network>) -> Inventory {
     inventory
 }
 
-fn steps(wanted: &BTreeMap<ServiceId, ServiceNetwork>, inventory: &Inventory) -> Vec<NetworkStep> {
-    let (steps, exhausted) = network_steps(
-        wanted,
+/// Looks at everything.
+fn steps_beside(
+    wanted: &Wanted,
+    inventory: &Inventory,
+    busy: &BTreeMap<Subject, NetworkStep>,
+) -> Vec<NetworkStep> {
+    let (pools, stale) = (pools(), BTreeMap::new());
+    let ground = Ground {
+        wanted: &wanted.networks,
         inventory,
-        &pools(),
-        &[],
-        &mut Allocator::default(),
-        &BTreeMap::new(),
-        &BTreeMap::new(),
-    );
+        standings: &wanted.standings,
+        pools: &pools,
+        routes: &[],
+        busy,
+        stale: &stale,
+    };
+    let mut unsettled = Unsettled {
+        services: wanted.networks.wanted().keys().cloned().collect(),
+        containers: inventory.containers().keys().cloned().collect(),
+        networks: inventory.networks().keys().cloned().collect(),
+    };
+    let (steps, exhausted) = network_steps(ground, &mut unsettled, &mut Allocator::default());
     assert_eq!(exhausted, None);
+    let (again, _) = network_steps(ground, &mut unsettled, &mut Allocator::default());
+    assert_eq!(steps, again, "what is left to do is looked at again");
     steps
+}
+
+fn steps(wanted: &Wanted, inventory: &Inventory) -> Vec<NetworkStep> {
+    steps_beside(wanted, inventory, &BTreeMap::new())
 }
 
 #[test]
 fn subnets_avoid_networks_and_routes_and_end_with_the_pool() {
-    let (ipv4, ipv6) = pools()
-        .free_subnets(&nets(&["10.213.0.128/25", "10.213.1.0/24"]))
-        .unwrap();
+    let pools = pools();
+    let mut free = pools.free_subnets(nets(&["10.213.0.128/25", "10.213.1.0/24", "fd00:0:0:1::/80"]));
+    let (ipv4, ipv6) = free.next().unwrap();
     assert_eq!(ipv4.to_string(), "10.213.2.0/24");
     assert_eq!(ipv6.unwrap().to_string(), "fd00::/64");
-    let error = pools().free_subnets(&nets(&["10.0.0.0/8"])).unwrap_err();
+    let (ipv4, ipv6) = free.next().unwrap();
+    assert_eq!(ipv4.to_string(), "10.213.3.0/24");
+    assert_eq!(ipv6.unwrap().to_string(), "fd00:0:0:2::/64");
+    let error = free.next().unwrap_err();
     assert_eq!(error.pool.to_string(), "10.213.0.0/22");
-    assert!(
-        pools().free_subnets(&nets(&["fd00::/16"])).is_err(),
-        "IPv6 is not given up silently"
-    );
+    let taken = |net: &str| pools.free_subnets(nets(&[net])).next().is_err();
+    assert!(taken("10.0.0.0/8") && taken("10.213.0.0/22") && !taken("10.213.0.0/23"));
+    assert!(taken("fd00::/16"), "IPv6 is not given up silently");
 }
 
 #[test]
 fn an_address_that_was_given_up_is_the_last_to_be_used_again() {
-    let subnet = "10.213.0.0/29".parse().unwrap();
     let id = NetworkId("n".to_owned());
     let mut allocator = Allocator::default();
-    let mut next = |used: &[u32]| allocator.next(&id, subnet, &used.iter().copied().collect());
+    let mut next = |hosts: &[u32]| {
+        let mut used = Used {
+            subnet: "10.213.0.0/29".parse().unwrap(),
+            attached: None,
+            handed_out: BTreeSet::new(),
+        };
+        used.handed_out = hosts.iter().map(|host| used.address(*host)).collect();
+        allocator.next(&id, &used)
+    };
     assert_eq!(next(&[]), Some(2), "the first is the gateway's");
     assert_eq!(next(&[2]), Some(3));
     assert_eq!(
@@ -193,7 +235,7 @@ fn a_network_without_use_is_left_by_all_then_removed_and_foreign_ones_never_are(
         container: ContainerId("stopped".to_owned()),
     };
     assert_eq!(
-        steps(&BTreeMap::new(), &held),
+        steps(&nothing(), &held),
         [detach],
         "a stopped container could not start again without it"
     );
@@ -202,7 +244,7 @@ fn a_network_without_use_is_left_by_all_then_removed_and_foreign_ones_never_are(
         vec![db.clone(), foreign],
     );
     assert_eq!(
-        steps(&BTreeMap::new(), &left),
+        steps(&nothing(), &left),
         [NetworkStep::Remove {
             network: db.id,
             name: db.name
@@ -216,15 +258,7 @@ fn nothing_is_planned_twice_for_one_subject() {
     let inventory = inventory(vec![container("db-1", &[])], vec![network("db", "10.213.0.0/24")]);
     let step = steps(&wanted, &inventory).remove(0);
     let busy = BTreeMap::from([(step.subject(), step)]);
-    let (steps, _) = network_steps(
-        &wanted,
-        &inventory,
-        &pools(),
-        &[],
-        &mut Allocator::default(),
-        &busy,
-        &BTreeMap::new(),
-    );
+    let steps = steps_beside(&wanted, &inventory, &busy);
     assert_eq!(steps, []);
 }
 

@@ -7,17 +7,17 @@ impl Planner {
     pub fn plan(&mut self) -> Plan {
         self.refresh();
         let (ended, kernel) = self.kernel_step();
-        let (mut networks, exhausted) = network_steps(
-            &self.service_networks,
-            &self.inventory,
-            &self.pools,
-            &self.routes,
-            &mut self.allocator,
-            &self.busy,
-            &self.stale,
-        );
+        let ground = Ground {
+            wanted: &self.service_networks,
+            inventory: &self.inventory,
+            standings: &self.standings,
+            pools: &self.pools,
+            routes: &self.routes,
+            busy: &self.busy,
+            stale: &self.stale,
+        };
+        let (mut networks, exhausted) = network_steps(ground, &mut self.unsettled, &mut self.allocator);
         networks.extend(self.stops());
-        self.find_homes();
         let links = self.link_steps();
         Plan {
             ended,
@@ -31,8 +31,8 @@ impl Planner {
     }
 
     /// Every container that cannot be held to its rights, or that voids others'.
-    pub fn unenforceable(&self) -> BTreeMap<ContainerId, Vec<Finding>> {
-        unenforceable(self.rights.unenforceable, &self.inventory, &self.standings)
+    pub fn unenforceable(&self) -> &BTreeMap<ContainerId, Vec<Finding>> {
+        &self.findings
     }
 
     /// The containers that the engine is to stop.
@@ -40,16 +40,15 @@ impl Planner {
         if self.rights.unenforceable != OnUnenforceable::Stop {
             return Vec::new();
         }
-        let found = self.unenforceable().into_iter();
-        let stops = found.filter_map(|(id, findings)| {
+        let stops = self.findings.iter().filter_map(|(id, findings)| {
             let voids: Vec<String> = findings
                 .iter()
                 .filter(|finding| finding.is_acted_upon && finding.is_running)
                 .map(|finding| finding.what.to_string())
                 .collect();
             let step = NetworkStep::Stop {
-                name: self.inventory.container(&id)?.name.clone(),
-                container: id,
+                name: self.inventory.container(id)?.name.clone(),
+                container: id.clone(),
                 reason: voids.join("; "),
             };
             (!voids.is_empty() && !self.busy.contains_key(&step.subject())).then_some(step)
@@ -59,19 +58,19 @@ impl Planner {
 
     pub(super) fn kernel_step(&self) -> (Vec<ElementChange>, KernelStep) {
         let withheld = self.endings.withheld();
-        let Some(applied) = &self.applied else {
+        if self.held == Held::Anything {
             let steps = replacement(&self.structure.ruleset, &self.ledger.elements(&withheld));
             return (Vec::new(), KernelStep::Replace(steps));
-        };
+        }
         let mut changes = self.ledger.changes(&withheld);
-        if *applied == self.structure.ruleset {
+        let Held::Earlier(earlier) = &self.held else {
             let kernel = if changes.is_empty() {
                 KernelStep::Nothing
             } else {
                 KernelStep::Elements(changes)
             };
             return (Vec::new(), kernel);
-        }
+        };
         let released = |key: &Key| {
             key.address()
                 .is_some_and(|it| self.endings.released.contains(&it))
@@ -79,30 +78,28 @@ impl Planner {
         let ends =
             |change: &mut ElementChange| change.action == ElementAction::Delete && released(&change.key);
         let ended = changes.extract_if(.., ends).collect();
-        let steps = transition(applied, &self.structure.ruleset, changes);
+        let steps = transition(earlier, &self.structure.ruleset, changes);
         (ended, KernelStep::Structure(steps))
     }
 
     /// The kernel's tables are as the last plan wanted them.
     pub fn kernel_applied(&mut self) {
         let withheld = self.endings.withheld();
-        match self.applied {
-            Some(_) => self.ledger.mark_applied(&withheld),
-            None => self.ledger.mark_replaced(&withheld),
+        match self.held {
+            Held::Anything => self.ledger.mark_replaced(&withheld),
+            Held::Wanted | Held::Earlier(_) => self.ledger.mark_applied(&withheld),
         }
-        if self.applied.as_ref() != Some(&self.structure.ruleset) {
-            self.applied = Some(self.structure.ruleset.clone());
-        }
+        self.held = Held::Wanted;
     }
 
     /// Whether the kernel's tables were made by this planner.
     pub fn is_applied(&self) -> bool {
-        self.applied.is_some()
+        self.held != Held::Anything
     }
 
     /// The kernel's tables are not as they were left: the next plan replaces them.
     pub fn kernel_lost(&mut self) {
-        self.applied = None;
+        self.held = Held::Anything;
     }
 
     /// These deletions of the last plan are in the kernel, whatever becomes of the rest.
@@ -115,11 +112,11 @@ impl Planner {
     /// [`Self::flows_ended`] or [`Self::flows_not_ended`].
     pub fn start_ending(&mut self, host: impl FnOnce() -> BTreeSet<IpAddr>) -> Option<Ending> {
         // Not known to hold what was wanted: it may be anything.
-        let applied = self.applied.as_ref()?;
-        let in_force = || {
-            let changes = self.ledger.changes(&self.endings.withheld());
-            *applied == self.structure.ruleset && changes.is_empty()
-        };
+        if self.held == Held::Anything {
+            return None;
+        }
+        let in_force =
+            || self.held == Held::Wanted && self.ledger.changes(&self.endings.withheld()).is_empty();
         let sweep = self.endings.sweep && in_force();
         let closing = self.ledger.closing();
         let released: BTreeSet<IpAddr> = self.endings.released.difference(&closing).copied().collect();
@@ -173,7 +170,7 @@ impl Planner {
                 self.isolated.insert(port, isolated);
             }
             LinkStep::Return { port, .. } => {
-                if let Some(home) = self.homes.get_mut(&port) {
+                if let Some(home) = self.homes.get_mut(port) {
                     home.returned = true;
                 }
             }
@@ -182,11 +179,12 @@ impl Planner {
 
     /// What a step on a bridge or port was for is gone.
     pub fn link_gone(&mut self, step: LinkStep) {
-        self.homes.remove(&step.interface());
+        self.homes.remove(step.interface());
     }
 
     /// Takes whether a bridge hands its frames to br_netfilter. Returns whether it was known to do otherwise.
     pub fn observe_calls(&mut self, bridge: u32, calls: bool) -> bool {
+        self.unset.insert(bridge);
         if calls {
             self.calling.insert(bridge)
         } else {
@@ -196,18 +194,25 @@ impl Planner {
 
     /// Takes whether a port is isolated. Returns whether it was known to be otherwise.
     pub fn observe_isolated(&mut self, port: u32, isolated: bool) -> bool {
+        self.unset.insert(port);
         self.isolated.insert(port, isolated).unwrap_or(false) != isolated
     }
 
     /// Whether this port is to be isolated.
     pub fn wants_isolated(&self, port: u32) -> bool {
-        self.roles().get(&port) == Some(&Role::Caller)
+        self.role(port) == Some(Role::Caller)
     }
 
     /// Takes a full listing of these settings.
     pub fn reset_link_settings(&mut self, calling: BTreeSet<u32>, isolated: BTreeMap<u32, bool>) {
+        if self.calling == calling && self.isolated == isolated {
+            return;
+        }
         self.calling = calling;
         self.isolated = isolated;
+        let bridges = self.links.bridges().map(|(index, _)| index);
+        let ports = self.links.ports().map(|port| port.index);
+        self.unset.extend(bridges.chain(ports));
     }
 
     /// An engine call is under way: no other with the same subject is planned until it is done.
@@ -218,6 +223,7 @@ impl Planner {
     /// An engine call is over, with success or without.
     pub fn network_step_done(&mut self, step: &NetworkStep) {
         self.busy.remove(&step.subject());
+        self.unsettled.step_done(step);
     }
 
     /// A stopped container no longer wishes for a network that is gone.
@@ -246,16 +252,5 @@ impl Planner {
             hairpin: self.ledger.services("hairpin"),
             proxied: self.ledger.services("proxied"),
         }
-    }
-
-    /// The interface indices of guarded bridges.
-    pub fn guarded_bridges(&self) -> BTreeSet<u32> {
-        self.guarded
-            .iter()
-            .filter_map(|id| match &self.inventory.network(id)?.kind {
-                NetworkKind::Bridge(name) => self.links.bridge_index(name),
-                NetworkKind::Other(_) => None,
-            })
-            .collect()
     }
 }

@@ -13,6 +13,7 @@ impl Planner {
             readings: &self.readings,
             since: &self.since,
             structure: &self.structure,
+            published: &self.published,
             rights: &self.rights,
         }
     }
@@ -77,39 +78,37 @@ impl Planner {
         self.dirty.networks.append(&mut changes.networks);
     }
 
-    /// Marks the network that a port is on and the containers that could be behind it.
-    pub(super) fn note_port(&mut self, port: &Port) {
-        let bridge = self
-            .links
-            .bridges()
-            .find(|(index, _)| *index == port.bridge)
-            .map(|(_, name)| name);
-        let network = self
-            .inventory
-            .networks()
-            .values()
-            .find(|network| match &network.kind {
-                NetworkKind::Bridge(name) => Some(name) == bridge,
-                NetworkKind::Other(_) => false,
-            });
-        match network {
-            Some(network) => {
-                let behind = |container: &&Container| {
-                    container
-                        .endpoints
-                        .get(&network.id)
-                        .is_some_and(|it| it.mac.is_some() && it.mac == port.peer.map(|peer| peer.mac))
-                };
-                let containers = self
-                    .inventory
-                    .containers()
-                    .values()
-                    .filter(behind)
-                    .map(|it| it.id.clone());
-                self.dirty.containers.extend(containers);
-                self.dirty.networks.insert(network.id.clone());
-            }
-            None => self.dirty.everything = true,
+    /// What a network that is no more as it was leaves behind: its bridge may be nobody's, and its service without one.
+    pub(super) fn note_former(&mut self, network: &Network) {
+        if let NetworkKind::Bridge(bridge) = &network.kind {
+            self.dirty.bridges.extend(self.links.bridges_named(bridge));
         }
+        self.unsettled.services.extend(owner(network));
+    }
+
+    /// Marks all bridges with a name, and the networks that may be on one of them.
+    pub(super) fn note_bridges(&mut self, name: &IfName) {
+        self.dirty.bridges.extend(self.links.bridges_named(name));
+        let networks = self.inventory.on_bridge(name).map(|it| it.id.clone());
+        self.dirty.networks.extend(networks);
+    }
+
+    /// Marks a port and the containers that could be behind it.
+    pub(super) fn note_port(&mut self, port: &Port) {
+        self.dirty.ports.insert(port.index);
+        let behind = self.behind(port);
+        self.dirty.containers.extend(behind);
+    }
+
+    /// The containers with an endpoint on the port's bridge that has the address that the port claims.
+    pub(super) fn behind(&self, port: &Port) -> BTreeSet<ContainerId> {
+        let Some(peer) = port.peer else {
+            return BTreeSet::new();
+        };
+        let view = self.view();
+        let attached = view
+            .networks_on(port.bridge)
+            .filter_map(|network| self.inventory.attached(&network.id));
+        attached.flat_map(|it| it.behind(peer.mac)).cloned().collect()
     }
 }

@@ -5,6 +5,7 @@
 
 mod decide;
 mod doubts;
+mod homes;
 mod observe;
 mod refresh;
 mod residents;
@@ -22,8 +23,8 @@ use crate::inventory::{
     Changes, Container, ContainerId, Endpoint, Inventory, Lifecycle, Listing, Network, NetworkId, NetworkKind,
 };
 use crate::model::{
-    Finding, Identity, OnUnenforceable, Rights, Role, ServiceNetwork, Standing, guarded_networks,
-    is_to_be_cut, owner, service_networks, standing, unenforceable,
+    Finding, Identity, OnUnenforceable, Rights, Role, ServiceNetwork, ServiceNetworks, Standing, findings,
+    is_to_be_cut, is_to_be_guarded, owner, standing,
 };
 use crate::net::IfName;
 use crate::plan::compile::{Options, Structure, compile};
@@ -31,10 +32,14 @@ use crate::plan::diff::{replacement, transition};
 use crate::plan::elements::{View, could_be_dockers};
 use crate::plan::flows::{Addresses, Ending, Endings, Sweep};
 use crate::plan::ledger::{Claim, Ledger, Owner};
-use crate::plan::networks::{Allocator, NetworkStep, PoolExhausted, Pools, Subject, network_steps};
+use crate::plan::networks::{
+    Allocator, Ground, NetworkStep, PoolExhausted, Pools, Subject, Unsettled, network_steps,
+};
+use crate::plan::published::HostPorts;
 use crate::plan::ruleset::{ElementAction, ElementChange, Key, Ruleset, Step};
 use crate::policy::ServiceId;
 
+use self::homes::Homes;
 pub use self::residents::{Moves, Place, Resident};
 
 /// What the kernel's tables need.
@@ -68,16 +73,6 @@ impl LinkStep {
             Self::Isolate { port, .. } | Self::Return { port, .. } => port,
         }
     }
-}
-
-/// The bridge on which a port was proven to be a container's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Home {
-    bridge: u32,
-    container: ContainerId,
-    network: NetworkId,
-    /// It was put back just now; the port's own event is still to come.
-    returned: bool,
 }
 
 /// Everything that is to be done now, in this order.
@@ -129,15 +124,31 @@ pub enum Doubt {
     Network(NetworkId),
 }
 
-#[derive(Debug, Default)]
+/// What is to be looked at anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Dirty {
+    /// The policy.
+    rights: bool,
     everything: bool,
     containers: BTreeSet<ContainerId>,
     networks: BTreeSet<NetworkId>,
+    /// By interface index.
+    bridges: BTreeSet<u32>,
+    ports: BTreeSet<u32>,
+}
+
+/// What the kernel holds, as far as rules go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Held {
+    /// Not known.
+    Anything,
+    /// The structure that is wanted.
+    Wanted,
+    Earlier(Ruleset),
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Planner {
     options: Options,
     pools: Pools,
@@ -154,19 +165,23 @@ pub struct Planner {
     occupants: Occupants,
     routes: Vec<IpNet>,
     standings: BTreeMap<ContainerId, Standing>,
+    findings: BTreeMap<ContainerId, Vec<Finding>>,
     guarded: BTreeSet<NetworkId>,
     structure: Structure,
-    service_networks: BTreeMap<ServiceId, ServiceNetwork>,
+    service_networks: ServiceNetworks,
+    published: HostPorts,
     ledger: Ledger,
     allocator: Allocator,
-    /// The structure that the kernel holds; `None`: not known.
-    applied: Option<Ruleset>,
+    held: Held,
     calling: BTreeSet<u32>,
     isolated: BTreeMap<u32, bool>,
-    homes: BTreeMap<u32, Home>,
+    homes: Homes,
     busy: BTreeMap<Subject, NetworkStep>,
     endings: Endings,
     dirty: Dirty,
+    unsettled: Unsettled,
+    /// Bridges and ports whose settings may not be as they are wanted.
+    unset: BTreeSet<u32>,
     /// What [`Self::moves`] has not told yet.
     moved: Dirty,
 }
@@ -188,21 +203,25 @@ impl Planner {
             occupants: Occupants::default(),
             routes: Vec::new(),
             standings: BTreeMap::new(),
+            findings: BTreeMap::new(),
             guarded: BTreeSet::new(),
             structure: Structure::default(),
-            service_networks: BTreeMap::new(),
+            service_networks: ServiceNetworks::default(),
+            published: HostPorts::default(),
             ledger: Ledger::default(),
             allocator: Allocator::default(),
-            applied: None,
+            held: Held::Anything,
             calling: BTreeSet::new(),
             isolated: BTreeMap::new(),
-            homes: BTreeMap::new(),
+            homes: Homes::default(),
             busy: BTreeMap::new(),
             endings: Endings::new(),
             dirty: Dirty {
-                everything: true,
+                rights: true,
                 ..Dirty::default()
             },
+            unsettled: Unsettled::default(),
+            unset: BTreeSet::new(),
             moved: Dirty::default(),
         }
     }
@@ -229,7 +248,7 @@ impl Planner {
 
     /// The networks that the policy calls for.
     pub fn service_networks(&self) -> &BTreeMap<ServiceId, ServiceNetwork> {
-        &self.service_networks
+        self.service_networks.wanted()
     }
 
     /// The claims on elements.
@@ -258,7 +277,7 @@ impl Planner {
             return false;
         }
         self.rights = rights;
-        self.dirty.everything = true;
+        self.dirty.rights = true;
         self.endings.sweep = true;
         true
     }

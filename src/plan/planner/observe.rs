@@ -15,7 +15,41 @@ impl Planner {
         for container in &listing.containers {
             self.note_reading(container, began, &before);
         }
+        let networks = self.inventory.networks().clone();
         let changes = self.inventory.reset(listing);
+        for (id, network) in &networks {
+            if changes.networks.contains(id) {
+                self.note_former(network);
+            }
+        }
+        if !changes.is_empty() {
+            // Any of them may have been left by its last container.
+            self.unsettled.networks.extend(networks.into_keys());
+        }
+        self.note(changes);
+    }
+
+    /// Changes what is known of one container.
+    fn change_container(&mut self, id: &ContainerId, change: impl FnOnce(&mut Inventory) -> Changes) {
+        let before = self.inventory.container(id);
+        let left: Vec<NetworkId> = before
+            .into_iter()
+            .flat_map(|it| it.endpoints.keys().cloned())
+            .collect();
+        let changes = change(&mut self.inventory);
+        if !changes.is_empty() {
+            self.unsettled.networks.extend(left);
+        }
+        self.note(changes);
+    }
+
+    /// Changes what is known of one network.
+    fn change_network(&mut self, id: &NetworkId, change: impl FnOnce(&mut Inventory) -> Changes) {
+        let before = self.inventory.network(id).cloned();
+        let changes = change(&mut self.inventory);
+        if !changes.is_empty() {
+            before.iter().for_each(|it| self.note_former(it));
+        }
         self.note(changes);
     }
 
@@ -24,34 +58,31 @@ impl Planner {
         let before = self.readings.remove(&container.id);
         let before = before.map(|it| (container.id.clone(), it)).into_iter().collect();
         self.note_reading(&container, began, &before);
-        let changes = self.inventory.upsert_container(container);
-        self.note(changes);
+        let id = container.id.clone();
+        self.change_container(&id, |inventory| inventory.upsert_container(container));
     }
 
     /// Marks a container as running or stopped.
     pub fn set_lifecycle(&mut self, id: &ContainerId, lifecycle: Lifecycle) {
-        let changes = self.inventory.set_lifecycle(id, lifecycle);
-        self.note(changes);
+        self.change_container(id, |inventory| inventory.set_lifecycle(id, lifecycle));
     }
 
     /// Forgets a container.
     pub fn remove_container(&mut self, id: &ContainerId) {
         self.readings.remove(id);
         self.stale.remove(id);
-        let changes = self.inventory.remove_container(id);
-        self.note(changes);
+        self.change_container(id, |inventory| inventory.remove_container(id));
     }
 
     /// Takes one network as it now is.
     pub fn upsert_network(&mut self, network: Network) {
-        let changes = self.inventory.upsert_network(network);
-        self.note(changes);
+        let id = network.id.clone();
+        self.change_network(&id, |inventory| inventory.upsert_network(network));
     }
 
     /// Forgets a network.
     pub fn remove_network(&mut self, id: &NetworkId) {
-        let changes = self.inventory.remove_network(id);
-        self.note(changes);
+        self.change_network(id, |inventory| inventory.remove_network(id));
         self.allocator.retain(&self.inventory);
     }
 
@@ -68,14 +99,16 @@ impl Planner {
             let before = readings.insert(network.clone(), began);
             self.note_confirmation(container, before, began);
         }
-        let changes = self.inventory.set_endpoint(container, network, endpoint);
-        self.note(changes);
+        self.change_container(container, |inventory| {
+            inventory.set_endpoint(container, network, endpoint)
+        });
     }
 
     /// Forgets an endpoint.
     pub fn remove_endpoint(&mut self, container: &ContainerId, network: &NetworkId) {
-        let changes = self.inventory.remove_endpoint(container, network);
-        self.note(changes);
+        self.change_container(container, |inventory| {
+            inventory.remove_endpoint(container, network)
+        });
     }
 
     /// Takes a full listing of the host's bridges and ports.
@@ -85,6 +118,7 @@ impl Planner {
         }
         self.since.retain(|index, _| ports.contains_key(index));
         self.homes.values_mut().for_each(|home| home.returned = false);
+        self.unset.extend(self.homes.ports());
         let before = self.links.clone();
         if self.links.reset(bridges, ports) {
             self.occupants.relisted(&before, &self.links);
@@ -94,30 +128,34 @@ impl Planner {
 
     /// Takes one bridge as it now is.
     pub fn upsert_bridge(&mut self, index: u32, name: IfName) {
-        if self.links.upsert_bridge(index, name) {
-            self.dirty.everything = true;
+        let before = self.links.bridge_name(index).cloned();
+        if self.links.upsert_bridge(index, name.clone()) {
+            self.dirty.bridges.insert(index);
+            before.iter().chain([&name]).for_each(|it| self.note_bridges(it));
         }
     }
 
     /// Forgets a bridge.
     pub fn remove_bridge(&mut self, index: u32) {
-        if self.links.remove_bridge(index) {
+        if let Some(name) = self.links.bridge_name(index).cloned() {
+            self.links.remove_bridge(index);
             self.calling.remove(&index);
-            self.dirty.everything = true;
+            self.dirty.bridges.insert(index);
+            self.note_bridges(&name);
         }
     }
 
     /// Takes one port as it now is.
     pub fn upsert_port(&mut self, port: Port) {
         self.note_since(&port);
-        if let Some(home) = self.homes.get_mut(&port.index) {
+        if let Some(home) = self.homes.get_mut(port.index) {
             home.returned = false;
+            self.unset.insert(port.index);
         }
         let before = self.links.port(port.index).cloned();
         if self.links.upsert_port(port.clone()) {
-            self.occupants.retain(&self.links);
             self.note_port(&port);
-            before.iter().for_each(|before| self.note_port(before));
+            before.iter().for_each(|before| self.port_gone(before));
         }
     }
 
@@ -126,10 +164,17 @@ impl Planner {
         if let Some(port) = self.links.port(index).cloned() {
             self.links.remove_port(index);
             self.since.remove(&index);
-            self.occupants.retain(&self.links);
             self.isolated.remove(&index);
-            self.note_port(&port);
+            self.port_gone(&port);
         }
+    }
+
+    /// A port is not any more what it was.
+    fn port_gone(&mut self, port: &Port) {
+        self.note_port(port);
+        let namespace = port.peer.map(|peer| peer.namespace);
+        let freed = namespace.and_then(|it| self.occupants.release(&self.links, it));
+        self.dirty.containers.extend(freed);
     }
 
     /// Takes the host's routes other than those to our own networks: no subnet of ours may overlap them.
@@ -144,11 +189,10 @@ impl Planner {
             .networks()
             .values()
             .filter(|network| !network.is_ours());
-        let taken: Vec<IpNet> = others
+        let taken = others
             .flat_map(|network| network.subnets.iter().copied())
-            .chain(self.routes.iter().copied())
-            .collect();
-        self.pools.free_subnets(&taken).err()
+            .chain(self.routes.iter().copied());
+        self.pools.free_subnets(taken).next().err()
     }
 
     /// A port that is new, or that another Ethernet address is behind, or that has moved: what the engine said earlier does
@@ -179,7 +223,8 @@ impl Planner {
 
     /// A newer reading may confirm what waits for it; an older one may take that back.
     pub(super) fn note_confirmation(&mut self, container: &ContainerId, before: Option<Moment>, now: Moment) {
-        if before.is_none_or(|before| before > now) || self.unconfirmed.contains_key(container) {
+        let waits = self.unconfirmed.contains_key(container) || !self.occupants.knows(container);
+        if waits || before.is_none_or(|before| before > now) {
             self.dirty.containers.insert(container.clone());
         }
     }

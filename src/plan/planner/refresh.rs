@@ -1,156 +1,235 @@
-//! Deriving: standings, guarded networks, structure and claims, as far as something changed.
+//! Deriving: standings, guarded networks, structure and claims. Only what follows from something that has changed is derived
+//! anew; where it is not known what has changed, that is everything.
 
 use super::*;
 
 impl Planner {
     pub(super) fn refresh(&mut self) {
-        let dirty = std::mem::take(&mut self.dirty);
-        if !dirty.everything && dirty.containers.is_empty() && dirty.networks.is_empty() {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        if dirty == Dirty::default() {
             return;
         }
-        let mut everything = dirty.everything;
-        self.find_occupants();
-        let mut containers = dirty.containers;
-        let restated = self.refresh_standings(everything, &containers);
-        containers.extend(restated);
-        let guarded = self.guard();
-        let mut networks = dirty.networks;
-        networks.extend(guarded.symmetric_difference(&self.guarded).cloned());
-        self.endings.sweep |= guarded != self.guarded;
-        self.guarded = guarded;
-        everything |= self.refresh_structure(dirty.everything);
-        self.service_networks = service_networks(&self.rights.policy, &self.inventory, &self.standings);
-        self.refresh_claims(everything, &containers, &networks);
-        self.moved.everything |= everything;
-        self.moved.containers.extend(containers);
-        self.moved.networks.extend(networks);
+        if dirty.rights {
+            self.service_networks = ServiceNetworks::new(&self.rights.policy);
+            self.published = HostPorts::default();
+        }
+        if dirty.rights || dirty.everything {
+            self.add_everything(&mut dirty);
+        }
+        for network in dirty.bridges.iter().flat_map(|it| self.view().networks_on(*it)) {
+            dirty.networks.insert(network.id.clone());
+        }
+        dirty.containers.extend(self.attached(&dirty.networks));
+        self.find_occupants(&mut dirty.containers);
+        self.refresh_standings(&dirty.containers);
+        let guarded = self.guard(&dirty);
+        self.endings.sweep |= !guarded.is_empty();
+        dirty.containers.extend(self.attached(&guarded));
+        dirty.networks.extend(guarded);
+        if self.refresh_structure(&dirty) {
+            dirty
+                .containers
+                .extend(self.inventory.containers().keys().cloned());
+        }
+        dirty.containers.extend(self.published.judge(&self.rights));
+        self.refresh_findings(&dirty.containers);
+        let bridges = dirty.networks.iter().flat_map(|it| self.bridges_of(it));
+        dirty.bridges.extend(bridges);
+        let ports = dirty.bridges.iter().flat_map(|it| self.links.ports_of(*it));
+        dirty.ports.extend(ports.map(|it| it.index));
+        self.refresh_claims(&dirty);
+        self.find_homes(&dirty.containers);
+        self.unsettle(&dirty);
+        self.moved.everything |= dirty.rights || dirty.everything;
+        self.moved.containers.extend(dirty.containers);
+        self.moved.networks.extend(dirty.networks);
+    }
+
+    /// All that there is, and all that there was when it was last derived.
+    fn add_everything(&self, dirty: &mut Dirty) {
+        let inventory = &self.inventory;
+        dirty.containers.extend(inventory.containers().keys().cloned());
+        dirty.containers.extend(self.standings.keys().cloned());
+        dirty.networks.extend(inventory.networks().keys().cloned());
+        dirty.networks.extend(self.guarded.iter().cloned());
+        dirty.bridges.extend(self.links.bridges().map(|(index, _)| index));
+        dirty.ports.extend(self.links.ports().map(|port| port.index));
+        for owner in self.ledger.owners() {
+            match owner {
+                Owner::Container(_) => {}
+                Owner::Network(id) => drop(dirty.networks.insert(id.clone())),
+                Owner::Bridge(index) => drop(dirty.bridges.insert(*index)),
+                Owner::Port(index) => drop(dirty.ports.insert(*index)),
+            }
+        }
+    }
+
+    fn attached(&self, networks: &BTreeSet<NetworkId>) -> BTreeSet<ContainerId> {
+        let attached = networks.iter().filter_map(|it| self.inventory.attached(it));
+        attached.flat_map(|it| it.containers()).cloned().collect()
+    }
+
+    /// All bridges with the name of a network's; only the first can be it.
+    fn bridges_of(&self, network: &NetworkId) -> impl Iterator<Item = u32> {
+        let name = match self.inventory.network(network).map(|it| &it.kind) {
+            Some(NetworkKind::Bridge(name)) => Some(name),
+            Some(NetworkKind::Other(_)) | None => None,
+        };
+        name.into_iter().flat_map(|it| self.links.bridges_named(it))
     }
 
     /// Learns whose the namespaces are, on every bridge: a network that is not guarded today may be tomorrow. What the engine
-    /// said before a port was there teaches nothing about that port.
-    pub(super) fn find_occupants(&mut self) {
-        let view = self.view();
-        let mut found = Vec::new();
-        let strangers = self.inventory.containers().values();
-        for container in strangers.filter(|it| !self.occupants.knows(&it.id)) {
-            for (network, endpoint) in &container.endpoints {
-                let port = view.port_of(&container.id, network, endpoint);
-                let port = port.filter(|port| view.is_confirmed(&container.id, network, *port));
-                found.extend(port.map(|port| (container.id.clone(), port)));
+    /// said before a port was there teaches nothing about that port. Who turns out to be concerned is added.
+    fn find_occupants(&mut self, containers: &mut BTreeSet<ContainerId>) {
+        let mut asked = containers.clone();
+        while !asked.is_empty() {
+            let view = self.view();
+            let mut found = Vec::new();
+            let strangers = asked.iter().filter(|it| !self.occupants.knows(it));
+            for container in strangers.filter_map(|it| self.inventory.container(it)) {
+                for (network, endpoint) in &container.endpoints {
+                    let port = view.port_of(&container.id, network, endpoint);
+                    let port = port.filter(|port| view.is_confirmed(&container.id, network, *port));
+                    found.extend(port.map(|port| (container.id.clone(), port)));
+                }
             }
-        }
-        for (container, port) in found {
-            self.occupants.learn(&self.links, &container, port);
+            asked.clear();
+            for (container, port) in found {
+                if self.occupants.learn(&self.links, &container, port) {
+                    asked.extend(self.claimants(port));
+                }
+            }
+            containers.extend(asked.iter().cloned());
         }
     }
 
-    /// Returns the containers that stand differently now and were not among those that changed.
-    pub(super) fn refresh_standings(
-        &mut self,
-        everything: bool,
-        containers: &BTreeSet<ContainerId>,
-    ) -> BTreeSet<ContainerId> {
-        let mut restated = BTreeSet::new();
-        self.standings
-            .retain(|id, _| self.inventory.container(id).is_some());
+    /// The containers that some port to the same namespace could be taken for: now that it is known whose it is, it is
+    /// theirs no more, and another port may be the only one that is left.
+    fn claimants(&self, port: u32) -> BTreeSet<ContainerId> {
+        let peer = self.links.port(port).and_then(|it| it.peer);
+        let ports = peer
+            .into_iter()
+            .flat_map(|it| self.links.leading_to(it.namespace));
+        let ports = ports.filter_map(|it| self.links.port(it));
+        ports.flat_map(|it| self.behind(it)).collect()
+    }
+
+    fn refresh_standings(&mut self, containers: &BTreeSet<ContainerId>) {
         let cuts = self.rights.unenforceable != OnUnenforceable::Report;
-        for container in self.inventory.containers().values() {
-            // Whether a container is cut depends on its networks, too.
-            if everything || cuts || containers.contains(&container.id) {
-                let now = match standing(&self.rights.policy, container) {
-                    Standing::Managed(identity) if cuts && is_to_be_cut(&self.inventory, container) => {
-                        Standing::Isolated(identity)
-                    }
-                    other => other,
-                };
-                let before = self.standings.insert(container.id.clone(), now.clone());
-                // A container that was known and now stands differently: what it opened is held against its new rights.
-                if before.is_some_and(|before| before != now) {
-                    self.endings.sweep = true;
-                    restated.insert(container.id.clone());
+        for id in containers {
+            let container = self.inventory.container(id);
+            let now = container.map(|container| match standing(&self.rights.policy, container) {
+                Standing::Managed(identity) if cuts && is_to_be_cut(&self.inventory, container) => {
+                    Standing::Isolated(identity)
+                }
+                other => other,
+            });
+            let before = match &now {
+                Some(now) => self.standings.insert(id.clone(), now.clone()),
+                None => self.standings.remove(id),
+            };
+            // A container that was known and now stands differently: what it opened is held against its new rights.
+            self.endings.sweep |= before.is_some() && now.is_some() && before != now;
+            let now = container.zip(now.as_ref());
+            self.published.set(id, before.as_ref(), now);
+            let services = self.service_networks.set(id, before.as_ref(), now);
+            self.unsettled.services.extend(services);
+        }
+    }
+
+    /// A network stays guarded while it exists: its next container may be a managed one. Returns the networks that are
+    /// guarded now and were not, and those that are gone.
+    fn guard(&mut self, dirty: &Dirty) -> BTreeSet<NetworkId> {
+        let mut changed = BTreeSet::new();
+        for id in &dirty.networks {
+            let Some(network) = self.inventory.network(id) else {
+                changed.extend(self.guarded.take(id));
+                continue;
+            };
+            let attached = self.inventory.attached(id).into_iter();
+            let attached = attached.flat_map(|it| it.containers());
+            let mut standings = attached.filter_map(|it| self.standings.get(it));
+            if !self.guarded.contains(id) && is_to_be_guarded(&self.rights, network, &mut standings) {
+                changed.insert(id.clone());
+            }
+        }
+        for id in &dirty.containers {
+            let (Some(container), Some(standing)) = (self.inventory.container(id), self.standings.get(id))
+            else {
+                continue;
+            };
+            let networks = container.endpoints.keys().filter(|it| !self.guarded.contains(it));
+            for network in networks.filter_map(|it| self.inventory.network(it)) {
+                if is_to_be_guarded(&self.rights, network, &mut [standing].into_iter()) {
+                    changed.insert(network.id.clone());
                 }
             }
         }
-        restated
-    }
-
-    /// A network stays guarded while it exists: its next container may be a managed one.
-    pub(super) fn guard(&self) -> BTreeSet<NetworkId> {
-        let mut guarded = guarded_networks(&self.rights, &self.inventory, &self.standings);
-        let sticky = self
-            .guarded
-            .iter()
-            .filter(|id| self.inventory.network(id).is_some());
-        guarded.extend(sticky.cloned());
-        guarded
-    }
-
-    /// Compiles when the policy changed or an identity appeared. Returns whether elements must be derived anew.
-    pub(super) fn refresh_structure(&mut self, everything: bool) -> bool {
-        let present = self.standings.values().filter_map(|standing| match standing {
-            Standing::Managed(identity) => Some(identity),
-            Standing::Unmanaged | Standing::Quarantined(_) | Standing::Isolated(_) => None,
-        });
-        if !everything && present.clone().all(|identity| self.structure.knows(identity)) {
-            return false;
-        }
-        let declared = self.rights.policy.services.keys().cloned().map(Identity::of);
-        let identities: BTreeSet<Identity> = present.cloned().chain(declared).collect();
-        let structure = compile(&self.rights, &identities, self.options);
-        let changed = structure != self.structure;
-        self.structure = structure;
+        let exists = |id: &&NetworkId| self.inventory.network(id).is_some();
+        self.guarded.extend(changed.iter().filter(exists).cloned());
         changed
     }
 
-    pub(super) fn refresh_claims(
-        &mut self,
-        everything: bool,
-        containers: &BTreeSet<ContainerId>,
-        networks: &BTreeSet<NetworkId>,
-    ) {
-        let mut claims: BTreeMap<Owner, Claim> = BTreeMap::new();
-        let concerned = |container: &Container| {
-            everything
-                || containers.contains(&container.id)
-                // Its callers have changed, perhaps.
-                || !container.published.is_empty()
-                || container
-                    .endpoints
-                    .keys()
-                    .any(|network| networks.contains(network))
+    /// Compiles when the policy changed or an identity appeared. Returns whether elements must be derived anew.
+    fn refresh_structure(&mut self, dirty: &Dirty) -> bool {
+        let identity = |standing| match standing {
+            &Standing::Managed(ref identity) => Some(identity),
+            Standing::Unmanaged | Standing::Quarantined(_) | Standing::Isolated(_) => None,
         };
-        let mut unconfirmed = std::mem::take(&mut self.unconfirmed);
-        unconfirmed.retain(|id, _| self.inventory.container(id).is_some());
-        let view = self.view();
-        for container in self.inventory.containers().values().filter(|it| concerned(it)) {
-            let networks = view.unconfirmed(container);
-            if networks.is_empty() {
-                unconfirmed.remove(&container.id);
-            } else {
-                unconfirmed.insert(container.id.clone(), networks);
+        let mut concerned = dirty.containers.iter().filter_map(|id| self.standings.get(id));
+        if !dirty.rights && concerned.all(|it| identity(it).is_none_or(|it| self.structure.knows(it))) {
+            return false;
+        }
+        let present = self.standings.values().filter_map(identity).cloned();
+        let declared = self.rights.policy.services.keys().cloned().map(Identity::of);
+        let identities: BTreeSet<Identity> = present.chain(declared).collect();
+        let structure = compile(&self.rights, &identities, self.options);
+        if structure == self.structure {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.structure, structure).ruleset;
+        self.held = match std::mem::replace(&mut self.held, Held::Anything) {
+            Held::Anything => Held::Anything,
+            Held::Wanted if before != self.structure.ruleset => Held::Earlier(before),
+            Held::Earlier(earlier) if earlier != self.structure.ruleset => Held::Earlier(earlier),
+            Held::Wanted | Held::Earlier(_) => Held::Wanted,
+        };
+        true
+    }
+
+    fn refresh_findings(&mut self, containers: &BTreeSet<ContainerId>) {
+        let setting = self.rights.unenforceable;
+        // What a container shares with another is a matter of both.
+        let sharing = containers.iter().flat_map(|it| self.inventory.sharing(it));
+        for id in containers.iter().chain(sharing) {
+            let container = self.inventory.container(id);
+            let found = container.map(|it| findings(setting, &self.inventory, &self.standings, it));
+            match found.filter(|it| !it.is_empty()) {
+                Some(found) => drop(self.findings.insert(id.clone(), found)),
+                None => drop(self.findings.remove(id)),
             }
-            claims.insert(Owner::Container(container.id.clone()), view.container(container));
         }
-        for network in self
-            .inventory
-            .networks()
-            .values()
-            .filter(|it| everything || networks.contains(&it.id))
-        {
-            claims.insert(Owner::Network(network.id.clone()), view.network(network));
+    }
+
+    fn refresh_claims(&mut self, dirty: &Dirty) {
+        for id in &dirty.containers {
+            let container = self.inventory.container(id);
+            let waits = container
+                .map(|it| self.view().unconfirmed(it))
+                .unwrap_or_default();
+            if waits.is_empty() {
+                self.unconfirmed.remove(id);
+            } else {
+                self.unconfirmed.insert(id.clone(), waits);
+            }
         }
-        for (index, name) in view.foreign_bridges() {
-            claims.insert(Owner::Bridge(index), view.foreign_bridge(index, name));
-        }
-        let gone = self
-            .ledger
-            .owners()
-            .filter(|owner| !claims.contains_key(owner) && !self.exists(owner));
-        let gone: Vec<Owner> = gone.cloned().collect();
-        claims.extend(gone.into_iter().map(|owner| (owner, Claim::new())));
-        self.unconfirmed = unconfirmed;
+        let containers = dirty.containers.iter().cloned().map(Owner::Container);
+        let networks = dirty.networks.iter().cloned().map(Owner::Network);
+        let bridges = dirty.bridges.iter().copied().map(Owner::Bridge);
+        let ports = dirty.ports.iter().copied().map(Owner::Port);
         let mut claimed = BTreeSet::new();
-        for (owner, claim) in claims {
+        for owner in containers.chain(networks).chain(bridges).chain(ports) {
+            let claim = self.claim(&owner);
             let before = self.ledger.claim(&owner).map(View::addresses).unwrap_or_default();
             let now = View::addresses(&claim);
             self.endings.released.extend(before.difference(&now));
@@ -164,12 +243,35 @@ impl Planner {
         self.endings.released.extend(contested);
     }
 
-    pub(super) fn exists(&self, owner: &Owner) -> bool {
-        match owner {
-            Owner::Container(id) => self.inventory.container(id).is_some(),
-            Owner::Network(id) => self.inventory.network(id).is_some(),
-            // Every foreign bridge's claim is made anew in each pass: one without a claim is foreign no more.
-            Owner::Bridge(_) => false,
+    /// What follows from an owner; nothing, where it is gone.
+    fn claim(&self, owner: &Owner) -> Claim {
+        let view = self.view();
+        let claim = match owner {
+            Owner::Container(id) => self.inventory.container(id).map(|it| view.container(it)),
+            Owner::Network(id) => self.inventory.network(id).map(|it| view.network(it)),
+            Owner::Bridge(index) => Some(view.bridge(*index)),
+            Owner::Port(index) => self.links.port(*index).map(|it| view.port(it)),
+        };
+        claim.unwrap_or_default()
+    }
+
+    /// Where attachments, networks and settings may not be as they are wanted any more.
+    fn unsettle(&mut self, dirty: &Dirty) {
+        let networks = dirty.networks.iter().filter_map(|it| self.inventory.network(it));
+        self.unsettled.services.extend(networks.filter_map(owner));
+        self.unsettled.networks.extend(dirty.networks.iter().cloned());
+        self.unsettled.containers.extend(dirty.containers.iter().cloned());
+        self.unset.extend(&dirty.bridges);
+        self.unset.extend(&dirty.ports);
+        for container in dirty
+            .containers
+            .iter()
+            .filter_map(|it| self.inventory.container(it))
+        {
+            for (network, endpoint) in &container.endpoints {
+                let port = self.bound_port(&container.id, network, endpoint);
+                self.unset.extend(port.map(|it| it.index));
+            }
         }
     }
 }

@@ -3,96 +3,72 @@
 use super::*;
 
 impl Planner {
-    pub(super) fn link_steps(&self) -> Vec<LinkStep> {
-        let calls = self.guarded_bridges();
-        let calls = calls
-            .difference(&self.calling)
-            .map(|bridge| LinkStep::NetfilterCalls { bridge: *bridge });
-        let isolate = self.roles().into_iter().filter_map(|(port, role)| {
+    /// What is still to be set. An interface where nothing is needs no further look until something changes.
+    pub(super) fn link_steps(&mut self) -> Vec<LinkStep> {
+        let mut steps = Vec::new();
+        let mut unset = std::mem::take(&mut self.unset);
+        unset.retain(|interface| {
+            let before = steps.len();
+            steps.extend(self.settings(*interface));
+            steps.len() > before || self.is_astray(*interface)
+        });
+        self.unset = unset;
+        steps.sort();
+        steps
+    }
+
+    /// What one interface needs.
+    fn settings(&self, interface: u32) -> Vec<LinkStep> {
+        let mut steps = Vec::new();
+        if self.is_guarded_bridge(interface) && !self.calling.contains(&interface) {
+            steps.push(LinkStep::NetfilterCalls { bridge: interface });
+        }
+        if let Some(role) = self.role(interface) {
             let isolated = role == Role::Caller;
-            let changed = self.isolated.get(&port).copied().unwrap_or(false) != isolated;
-            changed.then_some(LinkStep::Isolate { port, isolated })
-        });
-        let astray = self.homes.iter().filter_map(|(port, home)| {
-            let there = self.links.port(*port).map(|it| it.bridge) == Some(home.bridge);
-            let exists = || self.links.bridges().any(|(index, _)| index == home.bridge);
-            (!there && !home.returned && exists()).then_some(LinkStep::Return {
-                port: *port,
+            if self.isolated.get(&interface).copied().unwrap_or(false) != isolated {
+                let port = interface;
+                steps.push(LinkStep::Isolate { port, isolated });
+            }
+        }
+        let home = self.homes.get(interface).filter(|_| self.is_astray(interface));
+        if let Some(home) = home.filter(|it| !it.returned && self.links.bridge_name(it.bridge).is_some()) {
+            steps.push(LinkStep::Return {
+                port: interface,
                 bridge: home.bridge,
-            })
+            });
+        }
+        steps
+    }
+
+    /// Whether a port is elsewhere than on the bridge that is its home.
+    fn is_astray(&self, port: u32) -> bool {
+        let bridge = self.links.port(port).map(|it| it.bridge);
+        self.homes
+            .get(port)
+            .is_some_and(|home| bridge != Some(home.bridge))
+    }
+
+    fn is_guarded_bridge(&self, index: u32) -> bool {
+        let view = self.view();
+        let mut networks = view.networks_on(index);
+        networks.any(|network| self.guarded.contains(&network.id))
+    }
+
+    /// The role of a port that is bound on a service's network.
+    pub(super) fn role(&self, port: u32) -> Option<Role> {
+        let port = self.links.port(port)?;
+        let mac = port.peer?.mac;
+        let view = self.view();
+        let roles = view.networks_on(port.bridge).filter_map(|network| {
+            let service = owner(network)?;
+            let wanted = self.service_networks.wanted().get(&service)?;
+            let mut behind = self.inventory.attached(&network.id)?.behind(mac);
+            let container = behind.find(|it| {
+                let bound = self.occupants.port_of(&self.links, it, port.bridge, mac);
+                bound.is_some_and(|bound| bound.index == port.index)
+            })?;
+            Some(wanted.members.get(container)?.role)
         });
-        calls.chain(isolate).chain(astray).collect()
-    }
-
-    /// Remembers where each endpoint's port is, for as long as there is the endpoint. Only a port that was proven on this
-    /// very bridge is ever put back there: another one that shows the same address elsewhere gains nothing.
-    pub(super) fn find_homes(&mut self) {
-        let inventory = &self.inventory;
-        let live = |home: &Home| {
-            let container = inventory.container(&home.container);
-            container
-                .and_then(|it| it.endpoints.get(&home.network))
-                .is_some_and(Endpoint::is_live)
-        };
-        self.homes.retain(|_, home| live(home));
-        let known: BTreeSet<(ContainerId, NetworkId)> = self
-            .homes
-            .values()
-            .map(|home| (home.container.clone(), home.network.clone()))
-            .collect();
-        let bridges: BTreeMap<&NetworkId, u32> = self
-            .guarded
-            .iter()
-            .filter_map(|id| match &self.inventory.network(id)?.kind {
-                NetworkKind::Bridge(name) => Some((id, self.links.bridge_index(name)?)),
-                NetworkKind::Other(_) => None,
-            })
-            .collect();
-        for container in self.inventory.containers().values() {
-            for (network, endpoint) in &container.endpoints {
-                let (Some(bridge), Some(mac)) = (bridges.get(network), endpoint.mac) else {
-                    continue;
-                };
-                if known.contains(&(container.id.clone(), network.clone())) {
-                    continue;
-                }
-                if let Some(port) = self.occupants.port_of(&self.links, &container.id, *bridge, mac) {
-                    let home = Home {
-                        bridge: *bridge,
-                        container: container.id.clone(),
-                        network: network.clone(),
-                        returned: false,
-                    };
-                    self.homes.insert(port.index, home);
-                }
-            }
-        }
-    }
-
-    /// The role of each bound port on a service's network.
-    pub(super) fn roles(&self) -> BTreeMap<u32, Role> {
-        let mut roles = BTreeMap::new();
-        for network in self.inventory.networks().values() {
-            let NetworkKind::Bridge(name) = &network.kind else {
-                continue;
-            };
-            let Some(wanted) = owner(network).and_then(|service| self.service_networks.get(&service)) else {
-                continue;
-            };
-            let Some(bridge) = self.links.bridge_index(name) else {
-                continue;
-            };
-            for (container, attachment) in &wanted.members {
-                let endpoint = self
-                    .inventory
-                    .container(container)
-                    .and_then(|it| it.endpoints.get(&network.id));
-                let port = endpoint
-                    .and_then(|it| it.mac)
-                    .and_then(|mac| self.occupants.port_of(&self.links, container, bridge, mac));
-                roles.extend(port.map(|port| (port.index, attachment.role)));
-            }
-        }
-        roles
+        roles.last()
     }
 }

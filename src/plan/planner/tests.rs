@@ -1,5 +1,7 @@
 //! An address that changes hands: closed until the connections of its last owner are gone, and open from then on.
 
+mod incremental;
+
 use super::*;
 use crate::inventory::links::Peer;
 use crate::inventory::{Facts, NetworkMode};
