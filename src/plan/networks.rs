@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::elements::overlaps;
 use crate::inventory::{ContainerId, Inventory, Network, NetworkId, NetworkKind};
 use crate::model::{ServiceNetwork, owner};
-use crate::net::IfName;
+use crate::net::{IfName, engine_share};
 use crate::policy::ServiceId;
 
 /// The address pools that service networks are cut from.
@@ -133,16 +133,19 @@ pub struct Allocator {
 }
 
 impl Allocator {
-    /// The next free host number of a network: 1 is the gateway's, the highest the broadcast's.
+    /// The next free host number of a network: 1 is the gateway's, the last ones the engine's own share.
     fn next(&mut self, network: &NetworkId, subnet: Ipv4Net, used: &BTreeSet<u32>) -> Option<u32> {
-        let size = u32::from(subnet.broadcast()) - u32::from(subnet.network());
-        // A network that carries our mark but was made by others may have a subnet of one address.
-        let highest = size.saturating_sub(1);
+        let end = match engine_share(IpNet::V4(subnet)) {
+            Some(IpNet::V4(share)) => share.network(),
+            // A network that carries our mark but was made by others may have a subnet of one address.
+            _ => subnet.broadcast(),
+        };
+        let highest = (u32::from(end) - u32::from(subnet.network())).saturating_sub(1);
         let last = self
             .last
             .get(network)
             .copied()
-            .unwrap_or_else(|| used.last().copied().unwrap_or(1));
+            .unwrap_or_else(|| used.range(..=highest).next_back().copied().unwrap_or(1));
         let host = (last.saturating_add(1)..=highest)
             .chain(2..=last.min(highest))
             .find(|host| !used.contains(host))?;

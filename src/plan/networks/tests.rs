@@ -131,9 +131,27 @@ fn an_address_that_was_given_up_is_the_last_to_be_used_again() {
         Some(4),
         "2 is free again, but 4 and later were free for longer"
     );
-    assert_eq!((next(&[3, 4]), next(&[3, 4, 5])), (Some(5), Some(6)));
-    assert_eq!(next(&[3, 4, 5, 6]), Some(2), "7 is the broadcast address");
-    assert_eq!(next(&[2, 3, 4, 5, 6]), None);
+    assert_eq!(next(&[3, 4]), Some(5));
+    assert_eq!(next(&[3, 4, 5]), Some(2), "6 and 7 are the engine's share");
+    assert_eq!(next(&[2, 3, 4, 5]), None);
+}
+
+#[test]
+fn what_the_engine_gave_away_by_itself_is_beyond_ours() {
+    let subnet = "10.213.0.0/24".parse().unwrap();
+    let id = NetworkId("n".to_owned());
+    let mut allocator = Allocator::default();
+    let mut next = |used: &[u32]| allocator.next(&id, subnet, &used.iter().copied().collect());
+    assert_eq!(
+        next(&[192, 193]),
+        Some(2),
+        "it begins at the first, not after these"
+    );
+    assert_eq!(next(&[2, 192]), Some(3));
+    let all: Vec<u32> = (2..=190).collect();
+    assert_eq!(next(&all), Some(191));
+    let all: Vec<u32> = (2..=191).collect();
+    assert_eq!(next(&all), None, "192 and later are the engine's share");
 }
 
 #[test]
