@@ -6,6 +6,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use ipnet::{IpNet, Ipv6Net};
+
 pub use self::ranges::Ranges;
 
 /// A network interface name: 1 to 15 bytes, no `/`, no white space (`dev_valid_name` in the kernel).
@@ -134,6 +136,23 @@ impl Family {
         match self {
             Self::V4 => '4',
             Self::V6 => '6',
+        }
+    }
+}
+
+/// The part of a service network's subnet that addresses come from where a container joins without naming one, as Compose has it
+/// do: the last quarter, and of IPv6 a /96. Ours are from before it, so that nobody is given what a stopped container was
+/// promised, which could not start then. `None`: the subnet is too small to be parted.
+pub fn engine_share(subnet: IpNet) -> Option<IpNet> {
+    match subnet {
+        IpNet::V4(net) => {
+            let quarters = net.subnets(net.prefix_len() + 2).ok()?;
+            quarters.last().map(IpNet::V4)
+        }
+        IpNet::V6(net) => {
+            let first = u128::from(net.network()).checked_add(1 << 32)?;
+            let share = Ipv6Net::new(first.into(), 96).ok()?;
+            net.contains(&share).then_some(IpNet::V6(share))
         }
     }
 }

@@ -21,18 +21,27 @@ impl Engine {
     }
 
     fn output(&self, command: &str, arguments: &[&str]) -> Output {
+        self.output_with(&[], command, arguments)
+    }
+
+    fn output_with(&self, settings: &[(&str, &str)], command: &str, arguments: &[&str]) -> Output {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/engine/private-engine");
         Command::new(script)
             .arg(command)
             .arg(&self.0)
             .args(arguments)
             .env("ENGINE_OWNER", std::process::id().to_string())
+            .envs(settings.iter().copied())
             .output()
             .expect("private-engine can be run")
     }
 
     fn run(&self, command: &str, arguments: &[&str]) -> String {
-        let output = self.output(command, arguments);
+        self.run_with(&[], command, arguments)
+    }
+
+    fn run_with(&self, settings: &[(&str, &str)], command: &str, arguments: &[&str]) -> String {
+        let output = self.output_with(settings, command, arguments);
         assert!(
             output.status.success(),
             "private-engine {command} {arguments:?} ended with {}: {}",
@@ -129,6 +138,51 @@ fn two_engines_side_by_side_leave_the_host_alone() {
         engine.run("down", &[]);
     }
     assert_eq!(host(), before, "when they are gone");
+}
+
+#[test]
+fn an_engine_of_another_system_writes_nothing_into_it() {
+    let before = host();
+    let engine = Engine::new("root");
+    let calls = "net/bridge/bridge-nf-call-iptables";
+    // This machine's own system stands for another one.
+    let settings = [("ENGINE_ROOT", "/"), ("ENGINE_SYSCTLS", &format!("{calls}=0"))];
+    engine.run_with(&settings, "up", &[]);
+    engine.run("image", &["cofferdam-test:1", "--tools", "sh", "cat"]);
+    let inside = |words: &[&str]| engine.run("exec", words);
+    assert_eq!(
+        inside(&[
+            "docker",
+            "run",
+            "--rm",
+            "cofferdam-test:1",
+            "cat",
+            "/proc/self/comm"
+        ]),
+        "cat\n"
+    );
+    assert_eq!(inside(&["cat", &format!("/proc/sys/{calls}")]), "0\n");
+    let name = format!("cofferdam-{}", std::process::id());
+    for folder in ["/usr", "/var"] {
+        let file = format!("{folder}/{name}");
+        inside(&["touch", &file]);
+        inside(&["ls", &file]);
+        assert!(!Path::new(&file).exists(), "{file} was written on the host");
+    }
+    // What is no system's is shared.
+    std::fs::write(engine.0.join("shared"), "yes").expect("the engine's directory can be written");
+    assert_eq!(
+        inside(&["cat", &engine.0.join("shared").display().to_string()]),
+        "yes"
+    );
+    assert_eq!(host(), before, "while it runs");
+    engine.run("down", &[]);
+    assert_eq!(host(), before, "when it is gone");
+
+    let refused = engine.output_with(&[("ENGINE_ROOT", "/proc")], "up", &[]);
+    assert!(!refused.status.success(), "a root without a dockerd is taken");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("/proc holds no /usr/sbin/dockerd"), "{said}");
 }
 
 #[test]

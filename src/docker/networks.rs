@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bollard::errors::Error as WireError;
 use bollard::models::{
@@ -10,18 +10,19 @@ use bollard::models::{
     NetworkDisconnectRequest,
 };
 use bollard::query_parameters::InspectNetworkOptions;
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing::warn;
 
 use super::client::{Engine, EngineVersion, is_transient, refusal};
 use super::wire::BRIDGE_NAME;
 use crate::inventory::{ContainerId, MANAGED_LABEL, NetworkId};
-use crate::net::IfName;
+use crate::net::{IfName, engine_share};
 
 /// A network to be made: an internal bridge with subnets of ours, which static addresses need.
 ///
-/// The first address of each subnet is the engine's own (its gateway), although an internal network announces none: a
-/// container that asks for it is refused with [`NetworkError::AddressInUse`].
+/// Before Engine 28 the first address of each subnet is the engine's own (its gateway), although an internal network announces
+/// none: a container that asks for it is refused with [`NetworkError::AddressInUse`]. Who joins without asking for an address
+/// gets one of [`engine_share`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkRequest {
     pub name: String,
@@ -323,11 +324,15 @@ fn is_detached(error: &WireError) -> bool {
 }
 
 fn create_body(request: &NetworkRequest, engine: &EngineVersion) -> NetworkCreateRequest {
-    let subnet = |subnet: String| IpamConfig {
-        subnet: Some(subnet),
+    let isolated = engine.has_isolated_gateways();
+    let config = |subnet: IpNet| IpamConfig {
+        subnet: Some(subnet.to_string()),
+        ip_range: engine_share(subnet).map(|share| share.to_string()),
+        // Otherwise it would be the first of the range.
+        gateway: (!isolated).then(|| first_host(subnet).to_string()),
         ..IpamConfig::default()
     };
-    let configs = std::iter::once(request.ipv4.to_string()).chain(request.ipv6.map(|net| net.to_string()));
+    let subnets = std::iter::once(IpNet::V4(request.ipv4)).chain(request.ipv6.map(IpNet::V6));
     let mut options = HashMap::from([(BRIDGE_NAME.to_owned(), request.bridge.to_string())]);
     let mut set = |option: &str, value: &str| {
         options.insert(format!("com.docker.network.bridge.{option}"), value.into())
@@ -335,7 +340,7 @@ fn create_body(request: &NetworkRequest, engine: &EngineVersion) -> NetworkCreat
     // No address on the bridge, so that no container reaches the host over it. There is no such option for IPv6 before
     // Engine 28: there the bridge gets the IPv6 subnet's first address and fe80::1. Nothing needs them: with both taken
     // off the bridge by hand, containers start and reach each other as before.
-    if engine.has_isolated_gateways() {
+    if isolated {
         set("gateway_mode_ipv4", "isolated");
         if request.ipv6.is_some() {
             set("gateway_mode_ipv6", "isolated");
@@ -351,12 +356,19 @@ fn create_body(request: &NetworkRequest, engine: &EngineVersion) -> NetworkCreat
         internal: Some(true),
         enable_ipv6: Some(request.ipv6.is_some()),
         ipam: Some(Ipam {
-            config: Some(configs.map(subnet).collect()),
+            config: Some(subnets.map(config).collect()),
             ..Ipam::default()
         }),
         options: Some(options),
         labels: Some(labels),
         ..NetworkCreateRequest::default()
+    }
+}
+
+fn first_host(subnet: IpNet) -> IpAddr {
+    match subnet {
+        IpNet::V4(net) => Ipv4Addr::from(u32::from(net.network()) | 1).into(),
+        IpNet::V6(net) => Ipv6Addr::from(u128::from(net.network()) | 1).into(),
     }
 }
 

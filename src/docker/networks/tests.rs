@@ -41,6 +41,24 @@ fn the_bridge_gets_no_address_on_any_engine() {
 }
 
 #[test]
+fn who_asks_for_no_address_gets_none_of_ours() {
+    let configs = |api| {
+        let body = create_body(&request(Some("fd00::/64")), &engine(api));
+        let configs = body.ipam.unwrap().config.unwrap();
+        configs
+            .into_iter()
+            .map(|it| (it.ip_range.unwrap(), it.gateway))
+            .collect::<Vec<_>>()
+    };
+    let ranges = ["10.213.4.192/26", "fd00::1:0:0/96"];
+    let gateways = ["10.213.4.1", "fd00::1"].map(|it| Some(it.to_owned()));
+    let old: Vec<_> = ranges.map(str::to_owned).into_iter().zip(gateways).collect();
+    assert_eq!(configs((1, 47)), old, "the gateway is not the first of the range");
+    let new: Vec<_> = ranges.map(|it| (it.to_owned(), None)).into();
+    assert_eq!(configs((1, 48)), new, "an isolated bridge has no address");
+}
+
+#[test]
 fn refusals_are_told_apart() {
     let answer = |status_code, message: &str| WireError::DockerResponseServerError {
         status_code,

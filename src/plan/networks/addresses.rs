@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::inventory::{Attached, Inventory, NetworkId};
+use crate::net::engine_share;
 
 /// The addresses of a network that somebody has, asks for, or is about to get.
 #[derive(Debug)]
@@ -26,12 +27,23 @@ impl Used<'_> {
         self.handed_out.contains(&address) || self.attached.is_some_and(|it| it.has(address))
     }
 
-    /// The highest host number.
+    /// The highest host number that we may hand out: 1 is the gateway's, the last ones are the engine's own share.
+    fn limit(&self) -> u32 {
+        let end = match engine_share(IpNet::V4(self.subnet)) {
+            Some(IpNet::V4(share)) => share.network(),
+            // A network that carries our mark but was made by others may have a subnet of one address.
+            _ => self.subnet.broadcast(),
+        };
+        (u32::from(end) - u32::from(self.subnet.network())).saturating_sub(1)
+    }
+
+    /// The highest host number of ours that is used.
     fn last(&self) -> Option<u32> {
+        let limit = self.address(self.limit());
+        let ours = |address: &Ipv4Addr| self.subnet.contains(address) && *address <= limit;
         let attached = self.attached.into_iter().flat_map(Attached::highest);
-        let own = |address: &Ipv4Addr| self.subnet.contains(address);
-        let last = attached.into_iter().find(own);
-        let last = last.max(self.handed_out.iter().rev().copied().find(own))?;
+        let last = attached.into_iter().find(ours);
+        let last = last.max(self.handed_out.iter().rev().copied().find(ours))?;
         Some(u32::from(last) - u32::from(self.subnet.network()))
     }
 }
@@ -45,11 +57,9 @@ pub struct Allocator {
 }
 
 impl Allocator {
-    /// The next free address of a network: the lowest is the gateway's, the highest the broadcast's.
+    /// The next free address of a network.
     pub(super) fn next(&mut self, network: &NetworkId, used: &Used<'_>) -> Option<u32> {
-        let size = u32::from(used.subnet.broadcast()) - u32::from(used.subnet.network());
-        // A network that carries our mark but was made by others may have a subnet of one address.
-        let highest = size.saturating_sub(1);
+        let highest = used.limit();
         let last = self.last.get(network).copied();
         let last = last.unwrap_or_else(|| used.last().unwrap_or(1));
         let host = (last.saturating_add(1)..=highest)

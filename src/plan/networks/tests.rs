@@ -153,19 +153,25 @@ fn subnets_avoid_networks_and_routes_and_end_with_the_pool() {
     assert!(taken("fd00::/16"), "IPv6 is not given up silently");
 }
 
-#[test]
-fn an_address_that_was_given_up_is_the_last_to_be_used_again() {
+/// What an allocator hands out, one after the other, of a network on which these host numbers are used.
+fn handed_out(subnet: &str) -> impl FnMut(&[u32]) -> Option<u32> {
+    let subnet = subnet.parse().unwrap();
     let id = NetworkId("n".to_owned());
     let mut allocator = Allocator::default();
-    let mut next = |hosts: &[u32]| {
+    move |hosts| {
         let mut used = Used {
-            subnet: "10.213.0.0/29".parse().unwrap(),
+            subnet,
             attached: None,
             handed_out: BTreeSet::new(),
         };
         used.handed_out = hosts.iter().map(|host| used.address(*host)).collect();
         allocator.next(&id, &used)
-    };
+    }
+}
+
+#[test]
+fn an_address_that_was_given_up_is_the_last_to_be_used_again() {
+    let mut next = handed_out("10.213.0.0/29");
     assert_eq!(next(&[]), Some(2), "the first is the gateway's");
     assert_eq!(next(&[2]), Some(3));
     assert_eq!(
@@ -173,9 +179,24 @@ fn an_address_that_was_given_up_is_the_last_to_be_used_again() {
         Some(4),
         "2 is free again, but 4 and later were free for longer"
     );
-    assert_eq!((next(&[3, 4]), next(&[3, 4, 5])), (Some(5), Some(6)));
-    assert_eq!(next(&[3, 4, 5, 6]), Some(2), "7 is the broadcast address");
-    assert_eq!(next(&[2, 3, 4, 5, 6]), None);
+    assert_eq!(next(&[3, 4]), Some(5));
+    assert_eq!(next(&[3, 4, 5]), Some(2), "6 and 7 are the engine's share");
+    assert_eq!(next(&[2, 3, 4, 5]), None);
+}
+
+#[test]
+fn what_the_engine_gave_away_by_itself_is_beyond_ours() {
+    let mut next = handed_out("10.213.0.0/24");
+    assert_eq!(
+        next(&[192, 193]),
+        Some(2),
+        "it begins at the first, not after these"
+    );
+    assert_eq!(next(&[2, 192]), Some(3));
+    let all: Vec<u32> = (2..=190).collect();
+    assert_eq!(next(&all), Some(191));
+    let all: Vec<u32> = (2..=191).collect();
+    assert_eq!(next(&all), None, "192 and later are the engine's share");
 }
 
 #[test]
