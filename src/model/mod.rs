@@ -13,7 +13,9 @@ mod unenforceable;
 mod yaml;
 
 pub use identity::{Identity, Standing, standing};
-pub use networks::{Attachment, Role, ServiceNetwork, guarded_networks, owner, service_networks};
+pub use networks::{
+    Attachment, Role, ServiceNetwork, bridge_name, guarded_networks, owner, service_networks,
+};
 pub use rights::{Rights, Verdict};
 pub use unenforceable::{Finding, OnUnenforceable, Unenforceable, is_to_be_cut, reasons, unenforceable};
 
