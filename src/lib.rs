@@ -15,6 +15,7 @@
 
 pub mod audit;
 pub mod cli;
+pub mod confine;
 pub mod daemon;
 pub mod docker;
 pub mod fault;

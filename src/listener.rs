@@ -31,6 +31,14 @@ impl Access {
 /// When the directory or the socket cannot be made, when others may write to the directory, and when something stands at
 /// the path that is no socket.
 pub fn listen(path: &Path, access: Access) -> io::Result<UnixListener> {
+    UnixListener::from_std(bound(path, access)?)
+}
+
+/// As [`listen`], for what is not yet in a runtime.
+///
+/// # Errors
+/// As [`listen`].
+pub fn bound(path: &Path, access: Access) -> io::Result<std::os::unix::net::UnixListener> {
     if let Some(directory) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -65,7 +73,7 @@ pub fn listen(path: &Path, access: Access) -> io::Result<UnixListener> {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(access.mode))?;
     }
     nix::sys::socket::listen(&descriptor, Backlog::MAXCONN)?;
-    UnixListener::from_std(descriptor.into())
+    Ok(descriptor.into())
 }
 
 /// Refuses a directory in which others could put a socket of their own in our place.

@@ -600,6 +600,27 @@ async fn the_engines_own_socket_is_known_behind_the_filter() {
 }
 
 #[test]
+fn it_keeps_no_power() {
+    let victims = Victims::up("filter-powers");
+    let status = |arguments: &[&str]| {
+        let filter = Filter::start(&victims.engine, "filter", arguments);
+        assert_eq!(call(&filter.socket, "GET", "/_ping", None).status, 200);
+        std::fs::read_to_string(format!("/proc/{}/status", filter.process.id())).unwrap()
+    };
+    for line in [
+        "CapPrm:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        let found = status(&[]);
+        assert!(found.contains(line), "{line}: {found}");
+    }
+    let loose = status(&["--seccomp", "false", "--landlock", "false"]);
+    assert!(loose.contains("Seccomp:\t0"), "{loose}");
+}
+
+#[test]
 fn it_takes_nobodys_socket() {
     let victims = Victims::up("filter-place");
     let filter = |arguments: &[&str]| {

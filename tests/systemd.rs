@@ -6,6 +6,7 @@
     reason = "a test fails by panicking, and acts on the system"
 )]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixDatagram;
@@ -148,6 +149,63 @@ fn the_units_run_as_users_that_are_made() {
         "the daemon does not use the filter"
     );
     assert!(!daemon.contains("SupplementaryGroups"));
+}
+
+/// The calls that a unit leaves, with its groups written out.
+fn permitted(unit: &str) -> BTreeSet<String> {
+    fn written_out(word: &str, found: &mut BTreeSet<String>) {
+        if !word.starts_with('@') {
+            found.insert(word.to_owned());
+            return;
+        }
+        let output = analyze(&["syscall-filter", "--no-pager", word]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let words = text
+            .lines()
+            .skip(1)
+            .map(str::trim)
+            .filter(|it| !it.is_empty() && !it.starts_with('#'));
+        words.for_each(|word| written_out(word, found));
+    }
+    let mut left = BTreeSet::new();
+    for line in unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("SystemCallFilter="))
+    {
+        let mut named = BTreeSet::new();
+        let (taken, words) = match line.strip_prefix('~') {
+            Some(words) => (true, words),
+            None => (false, line),
+        };
+        words.split(' ').for_each(|word| written_out(word, &mut named));
+        if taken {
+            left.retain(|call| !named.contains(call));
+        } else {
+            left.extend(named);
+        }
+    }
+    left
+}
+
+/// It restricts itself further, and by nothing that its unit has taken.
+#[test]
+fn the_units_leave_the_calls_by_which_it_restricts_itself() {
+    for name in ["cofferdam.service", "cofferdam-socket-filter.service"] {
+        let left = permitted(&unit(name));
+        for call in [
+            "landlock_create_ruleset",
+            "landlock_add_rule",
+            "landlock_restrict_self",
+            "seccomp",
+            "prctl",
+            "capget",
+        ] {
+            assert!(left.contains(call), "{name}: {call}");
+        }
+        for call in ["capset", "setuid", "mount", "bpf", "ptrace"] {
+            assert!(!left.contains(call), "{name}: {call}");
+        }
+    }
 }
 
 #[test]
@@ -357,6 +415,7 @@ fn it_is_ready_when_the_rules_stand_and_beats_as_long_as_it_goes_round() {
         "CapEff:\t0000000000001000",
         "CapBnd:\t0000000000001000",
         "NoNewPrivs:\t1",
+        "Seccomp:\t2",
     ] {
         assert!(status.contains(line), "{line}: {status}");
     }
