@@ -233,7 +233,7 @@ fn what_is_needed_works() {
 }
 
 /// With these arguments none does any harm, and each gets further than a check of what the caller may do.
-const CALLS: [(&str, libc::c_long, [i64; 5]); 42] = [
+const CALLS: [(&str, libc::c_long, [i64; 5]); 44] = [
     ("ptrace", libc::SYS_ptrace, [16, 999_999, 0, 0, 0]),
     (
         "process_vm_readv",
@@ -287,6 +287,13 @@ const CALLS: [(&str, libc::c_long, [i64; 5]); 42] = [
     ),
     ("open_by_handle_at", libc::SYS_open_by_handle_at, [-1, 0, 0, 0, 0]),
     ("syslog", libc::SYS_syslog, [10, 0, 0, 0, 0]),
+    // The child goes on behind it, and says 0, too.
+    (
+        "clone",
+        libc::SYS_clone,
+        [libc::CLONE_NEWUTS as i64 | 17, 0, 0, 0, 0],
+    ),
+    ("ioctl", libc::SYS_ioctl, [0, libc::TIOCSTI as i64, 0, 0, 0]),
     ("kexec_load", libc::SYS_kexec_load, [0, 99_999, 0, 0, 0]),
 ];
 
@@ -368,14 +375,7 @@ fn what_a_service_manager_took_before_is_not_asked_for() {
             landlock: false,
             seccomp: false,
         };
-        let forbidden = BTreeMap::from([(libc::SYS_capset, Vec::new())]);
-        let forbidden = SeccompFilter::new(
-            forbidden,
-            SeccompAction::Allow,
-            SeccompAction::Errno(libc::EPERM.unsigned_abs()),
-            std::env::consts::ARCH.try_into().unwrap(),
-        );
-        let forbidden: BpfProgram = forbidden.unwrap().try_into().unwrap();
+        let forbidden = failing(libc::SYS_capset, libc::EPERM);
         // Where there is more to give up, it cannot be done.
         let forbids = forbidden.clone();
         let wide = needs.clone();
@@ -389,4 +389,41 @@ fn what_a_service_manager_took_before_is_not_asked_for() {
         assert_eq!(confine(&needs, Means::default()).unwrap(), Vec::<String>::new());
         what_is_needed_works();
     });
+}
+
+/// Kernels without the one or the other, as far as this process can see.
+#[test]
+fn what_the_kernel_lacks_is_said_and_the_rest_is_done() {
+    netns::run("what_the_kernel_lacks_is_said_and_the_rest_is_done", || {
+        let needs = needs(&home());
+        let lacking = |call: libc::c_long| -> (Vec<String>, String) {
+            let needs = needs.clone();
+            let limited = std::thread::spawn(move || {
+                apply_filter(&failing(call, libc::ENOSYS)).unwrap();
+                let said = confine(&needs, Means::default()).unwrap();
+                (said, fs::read_to_string("/proc/thread-self/status").unwrap())
+            });
+            limited.join().unwrap()
+        };
+        let (said, status) = lacking(libc::SYS_landlock_create_ruleset);
+        assert!(
+            said.len() == 1 && said[0].contains("no Landlock") && said[0].contains("5.13"),
+            "{said:?}"
+        );
+        assert!(status.contains("Seccomp_filters:\t3"), "{status}");
+        let (said, status) = lacking(libc::SYS_seccomp);
+        assert!(said.len() == 1 && said[0].contains("no seccomp"), "{said:?}");
+        assert!(status.contains("CapEff:\t0000000000001000"), "{status}");
+    });
+}
+
+/// A filter under which this call fails.
+fn failing(call: libc::c_long, error: i32) -> BpfProgram {
+    let filter = SeccompFilter::new(
+        BTreeMap::from([(call, Vec::new())]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(error.unsigned_abs()),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    filter.unwrap().try_into().unwrap()
 }
