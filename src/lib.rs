@@ -15,11 +15,14 @@
 
 pub mod audit;
 pub mod cli;
+pub mod confine;
 pub mod daemon;
 pub mod docker;
 pub mod fault;
+pub mod filter;
 pub mod inventory;
 pub mod kernel;
+pub mod listener;
 pub mod model;
 pub mod net;
 pub mod plan;

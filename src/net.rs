@@ -157,6 +157,14 @@ pub fn engine_share(subnet: IpNet) -> Option<IpNet> {
     }
 }
 
+/// The first address after the network's own: an engine's gateway.
+pub fn first_host(subnet: IpNet) -> IpAddr {
+    match subnet {
+        IpNet::V4(net) => Ipv4Addr::from(u32::from(net.network()) | 1).into(),
+        IpNet::V6(net) => Ipv6Addr::from(u128::from(net.network()) | 1).into(),
+    }
+}
+
 /// An inclusive range of ports; `first <= last`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortRange {

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use self::git::{Choice, GitPath, GitRef, GitSettings, GitUrl, Rewind};
 use self::http::{Hosts, HttpSettings};
 use crate::audit::Registries;
+use crate::confine::Means;
 use crate::model::{OnUnenforceable, Rights, Unmanaged};
 use crate::plan::compile::Options;
 use crate::plan::networks::Pools;
@@ -93,6 +94,12 @@ pub struct Overrides {
     /// all]
     #[arg(long, env = "COFFERDAM_ALLOWED_REGISTRIES", value_name = "NAMES|none")]
     pub allowed_registries: Option<Choice<Registries>>,
+    /// Have the daemon give up files, programs and ports that it does not need [default: true]
+    #[arg(long, env = "COFFERDAM_LANDLOCK", value_name = "BOOL")]
+    pub landlock: Option<bool>,
+    /// Have the daemon give up system calls that it does not need [default: true]
+    #[arg(long, env = "COFFERDAM_SECCOMP", value_name = "BOOL")]
+    pub seccomp: Option<bool>,
 }
 
 /// A pool of IPv6 subnets, or none.
@@ -162,6 +169,8 @@ pub struct Settings {
     pub http: Option<HttpSettings>,
     /// `None`: every one.
     pub allowed_registries: Option<Registries>,
+    /// By which the daemon restricts itself.
+    pub means: Means,
 }
 
 impl Settings {
@@ -282,6 +291,10 @@ impl Settings {
                 .allowed_registries
                 .or(file.allowed_registries)
                 .and_then(Choice::on),
+            means: Means {
+                landlock: flags.landlock.or(file.landlock).unwrap_or(true),
+                seccomp: flags.seccomp.or(file.seccomp).unwrap_or(true),
+            },
         })
     }
 }

@@ -6,7 +6,9 @@
     reason = "a test fails by panicking, and acts on the system"
 )]
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -15,7 +17,16 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const UNITS: [&str; 2] = ["cofferdam.service", "cofferdam-guard.service"];
+const UNITS: [&str; 3] = [
+    "cofferdam.service",
+    "cofferdam-guard.service",
+    "cofferdam-socket-filter.service",
+];
+
+/// Whom the daemon runs as here: a user that owns nothing else.
+const USER: u32 = 61_234;
+/// One that there is everywhere.
+const GROUP: &str = "daemon";
 
 /// Of ten, where ten is everything; as `systemd-analyze security` rounds it.
 const MOST_EXPOSED: f64 = 2.0;
@@ -86,9 +97,114 @@ fn the_units_are_hardened() {
             figure <= MOST_EXPOSED,
             "{name}: exposure {figure}, more than {MOST_EXPOSED}"
         );
-        let loose = unit(name).replace("CapabilityBoundingSet=CAP_NET_ADMIN\n", "");
-        fs::write(&path, loose).unwrap();
+        let strict = unit(name);
+        let loose = strict
+            .lines()
+            .filter(|line| !line.starts_with("CapabilityBoundingSet="));
+        fs::write(&path, loose.collect::<Vec<_>>().join("\n")).unwrap();
         assert!(exposure(&path) > figure);
+    }
+}
+
+/// Every user and group of the units is made by the file that is shipped for that, but for the engine's own.
+#[test]
+fn the_units_run_as_users_that_are_made() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("etc")).unwrap();
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/sysusers.d/cofferdam.conf");
+    let output = Command::new("systemd-sysusers")
+        .arg(format!("--root={}", root.path().display()))
+        .arg(shipped)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let names = |file: &str| -> Vec<String> {
+        let text = fs::read_to_string(root.path().join(file)).unwrap();
+        text.lines()
+            .filter_map(|line| Some(line.split_once(':')?.0.to_owned()))
+            .collect()
+    };
+    let (users, groups) = (names("etc/passwd"), names("etc/group"));
+    for name in UNITS {
+        let text = unit(name);
+        let value = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key));
+            line.unwrap_or_else(|| panic!("{name} has no {key}")).to_owned()
+        };
+        assert!(users.contains(&value("User=")), "{name}: {users:?}");
+        assert!(groups.contains(&value("Group=")), "{name}: {groups:?}");
+    }
+    let filter = unit("cofferdam-socket-filter.service");
+    let listens = filter
+        .split_once("--listen ")
+        .unwrap()
+        .1
+        .split(' ')
+        .next()
+        .unwrap();
+    let daemon = unit("cofferdam.service");
+    assert!(
+        daemon.contains(&format!("Environment=COFFERDAM_DOCKER_SOCKET={listens}\n"))
+            && daemon.contains("\nWants=docker.service cofferdam-socket-filter.service "),
+        "the daemon does not use the filter"
+    );
+    assert!(!daemon.contains("SupplementaryGroups"));
+}
+
+/// The calls that a unit leaves, with its groups written out.
+fn permitted(unit: &str) -> BTreeSet<String> {
+    fn written_out(word: &str, found: &mut BTreeSet<String>) {
+        if !word.starts_with('@') {
+            found.insert(word.to_owned());
+            return;
+        }
+        let output = analyze(&["syscall-filter", "--no-pager", word]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let words = text
+            .lines()
+            .skip(1)
+            .map(str::trim)
+            .filter(|it| !it.is_empty() && !it.starts_with('#'));
+        words.for_each(|word| written_out(word, found));
+    }
+    let mut left = BTreeSet::new();
+    for line in unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("SystemCallFilter="))
+    {
+        let mut named = BTreeSet::new();
+        let (taken, words) = match line.strip_prefix('~') {
+            Some(words) => (true, words),
+            None => (false, line),
+        };
+        words.split(' ').for_each(|word| written_out(word, &mut named));
+        if taken {
+            left.retain(|call| !named.contains(call));
+        } else {
+            left.extend(named);
+        }
+    }
+    left
+}
+
+/// It restricts itself further, and by nothing that its unit has taken.
+#[test]
+fn the_units_leave_the_calls_by_which_it_restricts_itself() {
+    for name in ["cofferdam.service", "cofferdam-socket-filter.service"] {
+        let left = permitted(&unit(name));
+        for call in [
+            "landlock_create_ruleset",
+            "landlock_add_rule",
+            "landlock_restrict_self",
+            "seccomp",
+            "prctl",
+            "capget",
+        ] {
+            assert!(left.contains(call), "{name}: {call}");
+        }
+        for call in ["capset", "setuid", "mount", "bpf", "ptrace"] {
+            assert!(!left.contains(call), "{name}: {call}");
+        }
     }
 }
 
@@ -118,6 +234,14 @@ impl Engine {
     fn up() -> Self {
         let engine = Self(format!("/tmp/cofferdam-systemd-{}", std::process::id()).into());
         engine.script(&["up"], &[]);
+        for directory in ["run", "state"] {
+            let path = engine.0.join(directory);
+            fs::create_dir(&path).unwrap();
+            chown(&path, Some(USER), None).unwrap();
+        }
+        let runtime = "mkdir -m 700 /run/cofferdam && chown $0 /run/cofferdam";
+        engine.script(&["exec"], &["sh", "-c", runtime, &USER.to_string()]);
+        fs::create_dir(engine.0.join("filter")).unwrap();
         engine
     }
 
@@ -146,6 +270,22 @@ impl Drop for Engine {
     }
 }
 
+/// The filter, as the unit has it but for the user.
+fn filter(engine: &Engine) -> Daemon {
+    let socket = engine.0.join("filter/docker.sock");
+    let started = Command::new(env!("CARGO_BIN_EXE_cofferdam"))
+        .args(["socket-filter", "--mode", "660", "--group", GROUP, "--listen"])
+        .arg(&socket)
+        .arg("--engine")
+        .arg(engine.0.join("docker.sock"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    Daemon(started)
+}
+
 /// systemd's end of the socket.
 struct Manager {
     socket: UnixDatagram,
@@ -155,6 +295,7 @@ struct Manager {
 impl Manager {
     fn listen(path: &Path) -> Self {
         let socket = UnixDatagram::bind(path).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         Self {
             socket,
@@ -209,6 +350,7 @@ fn it_is_ready_when_the_rules_stand_and_beats_as_long_as_it_goes_round() {
     fs::create_dir(&policies).unwrap();
     let socket = engine.0.join("notify.sock");
     let mut manager = Manager::listen(&socket);
+    let _filter = filter(&engine);
     let mut daemon = Daemon(
         Command::new(script())
             .arg("exec")
@@ -216,13 +358,17 @@ fn it_is_ready_when_the_rules_stand_and_beats_as_long_as_it_goes_round() {
             // With no more than the unit leaves to it.
             .args([
                 "setpriv",
+                &format!("--reuid={USER}"),
+                &format!("--regid={GROUP}"),
+                "--clear-groups",
+                "--inh-caps=-all,+net_admin",
+                "--ambient-caps=-all,+net_admin",
                 "--bounding-set=-all,+net_admin",
-                "--inh-caps=-all",
                 "--no-new-privs",
             ])
             .arg(env!("CARGO_BIN_EXE_cofferdam"))
             .args(["run", "--policies", policies.to_str().unwrap()])
-            .env("COFFERDAM_DOCKER_SOCKET", engine.0.join("docker.sock"))
+            .env("COFFERDAM_DOCKER_SOCKET", engine.0.join("filter/docker.sock"))
             .env("COFFERDAM_CONTROL_SOCKET", engine.0.join("run/control.sock"))
             .env("COFFERDAM_STATE_DIRECTORY", engine.0.join("state"))
             .env("NOTIFY_SOCKET", &socket)
@@ -261,6 +407,18 @@ fn it_is_ready_when_the_rules_stand_and_beats_as_long_as_it_goes_round() {
     manager.hear(Duration::from_secs(1), None);
     let line = "STATUS=enforcing: 1 service, 0 edges, 0 containers\n";
     assert!(manager.heard.iter().any(|it| it == line), "{:?}", manager.heard);
+
+    // Its own user, with the one power over the network.
+    let pid = engine.script(&["exec"], &["pgrep", "-x", "-u", &USER.to_string(), "cofferdam"]);
+    let status = engine.script(&["exec"], &["cat", &format!("/proc/{}/status", pid.trim())]);
+    for line in [
+        "CapEff:\t0000000000001000",
+        "CapBnd:\t0000000000001000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
 
     // While nothing happens, and at a third of the limit.
     manager.heard.clear();

@@ -16,6 +16,7 @@ mod policies;
 mod run;
 mod sarif;
 mod schema;
+mod socket_filter;
 mod status;
 pub mod test;
 mod top;
@@ -83,6 +84,8 @@ enum Command {
     Flows(flows::FlowsArgs),
     /// Watch edges, denied attempts and what happens, live in the terminal
     Top(top::TopArgs),
+    /// Listen in front of the engine's socket, for the calls that Cofferdam makes and nothing else
+    SocketFilter(socket_filter::SocketFilterArgs),
     /// Remove every trace: rules and networks
     Down(down::DownArgs),
 }
@@ -152,6 +155,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => concluded(status::run(&args)),
         Command::Flows(args) => concluded(flows::run(&args)),
         Command::Top(args) => concluded(top::run(&args)),
+        Command::SocketFilter(args) => concluded(socket_filter::run(args)),
         Command::Down(args) => concluded(down::run(args)),
     }
 }

@@ -4,13 +4,16 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use rustix::process::setpriority_process;
-use tracing::debug;
+use tracing::{debug, warn};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::{SettingsArgs, block_on};
+use crate::confine::confine;
+use crate::daemon::confine::needs;
 use crate::daemon::{self, Refusal};
+use crate::kernel::bridge_netfilter;
 
 /// What each container waits for at its start is done before the work of what is running already.
 const NICENESS: i32 = -10;
@@ -26,8 +29,22 @@ pub(super) fn run(args: SettingsArgs) -> Result<ExitCode, Refusal> {
         debug!(%error, "the session's priority stays as it is");
     }
     let settings = args.load()?;
+    load_bridge_netfilter()?;
+    for lack in confine(&needs(&settings), settings.means)? {
+        warn!("{lack}");
+    }
     block_on(daemon::run::run(settings))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Loading a module takes a power that the daemon does not keep. Whether it is there is for the daemon to see.
+fn load_bridge_netfilter() -> Result<(), Refusal> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Refusal::system("start the runtime", error))?;
+    if let Err(error) = runtime.block_on(bridge_netfilter::ensure()) {
+        debug!(%error, "not there yet");
+    }
+    Ok(())
 }
 
 /// For people on a terminal, with fields to the systemd journal where standard error is its, JSON otherwise; `RUST_LOG`

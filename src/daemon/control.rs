@@ -7,14 +7,11 @@
 //! Clients that are slow, silent or many cannot keep it from others: of too many, those that have said nothing go first.
 
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, socket};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -26,6 +23,7 @@ use super::clients::Clients;
 use super::flows::FlowsAnswer;
 use super::status::Status;
 use super::told::Told;
+use crate::listener::{self, Access};
 use crate::model::Unmanaged;
 use crate::policy::{self, SourceFile};
 
@@ -110,56 +108,12 @@ impl InForce {
     }
 }
 
-/// Opens the socket, in place of one that an earlier daemon left: the lock says that it is nobody's.
+/// Opens the socket, for this user alone, in place of one that an earlier daemon left: the lock says that it is nobody's.
 ///
 /// # Errors
-/// When the directory or the socket cannot be made, when others may write to the directory, and when something stands at
-/// the path that is no socket.
+/// As [`listener::listen`].
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    if let Some(directory) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
-        require_private(directory)?;
-    }
-    match std::fs::symlink_metadata(path) {
-        Ok(there) if there.file_type().is_socket() => std::fs::remove_file(path)?,
-        Ok(_) => {
-            let message = "something stands there that is no socket";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    // It is born with the mode that the descriptor has (unix(7) does not say so, `unix_bind` in the kernel does): there is no
-    // moment in which others could connect, and no umask, which is every thread's, is touched.
-    let descriptor = socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
-    rustix::fs::fchmod(&descriptor, rustix::fs::Mode::from_raw_mode(0o600))?;
-    bind(descriptor.as_raw_fd(), &UnixAddr::new(path)?)?;
-    nix::sys::socket::listen(&descriptor, Backlog::MAXCONN)?;
-    UnixListener::from_std(descriptor.into())
-}
-
-/// Refuses a directory in which others could put a socket of their own in our place.
-fn require_private(directory: &Path) -> io::Result<()> {
-    let metadata = std::fs::metadata(directory)?;
-    let ours = [0, nix::unistd::geteuid().as_raw()].contains(&metadata.uid());
-    if ours && metadata.mode() & 0o022 == 0 {
-        return Ok(());
-    }
-    let message = format!(
-        "others than root may write to its directory {} (mode {:o}, user {}): `chmod go-w` it or choose another",
-        directory.display(),
-        metadata.mode() & 0o7777,
-        metadata.uid()
-    );
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
+    listener::listen(path, Access::OWNER)
 }
 
 /// Tells what is asked for.

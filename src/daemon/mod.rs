@@ -22,9 +22,11 @@
 //! | [`learn`] | watching without a daemon, for `cofferdam learn` |
 //! | `findings` | which containers cannot be held to their rights, told when that changes |
 //! | [`usage`] | edges' hits and last use |
+//! | [`confine`] | what the daemon needs of the host; everything else it gives up |
 //! | [`lock`], [`refusal`] | one daemon at a time; why it does not start |
 
 mod clients;
+pub mod confine;
 pub mod control;
 pub mod doctor;
 pub mod drift;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::git::GitError;
+use crate::confine::ConfineError;
 use crate::docker::EngineError;
 use crate::kernel::{bridge_netfilter, nft, observe, privilege};
 use crate::plan::networks::PoolExhausted;
@@ -39,6 +40,8 @@ pub enum Refusal {
     Moved { path: PathBuf, what: &'static str },
     #[error(transparent)]
     Git(#[from] GitError),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     #[error("cannot {what}")]
     System {
         what: String,
@@ -77,7 +80,7 @@ impl Refusal {
             Self::BridgeNetfilter(_) => 15,
             Self::Pool { .. } => 16,
             Self::AlreadyRunning { .. } => 17,
-            Self::System { .. } => 18,
+            Self::System { .. } | Self::Confine(_) => 18,
             Self::Moved { .. } => 19,
             Self::Git(_) => 20,
         })

@@ -11,13 +11,17 @@ use bollard::models::SystemVersion;
 use super::listing::Inspected;
 
 /// The oldest API that we speak: Engine 20.10.
-const OLDEST_API: (u32, u32) = (1, 41);
+pub(crate) const OLDEST_API: (u32, u32) = (1, 41);
 
 /// The newest API that bollard's types know.
-const NEWEST_API: (u32, u32) = (1, 53);
+pub(crate) const NEWEST_API: (u32, u32) = (1, 53);
 
 /// API of Engine 28.0, the first with the gateway mode `isolated`.
 const GATEWAY_MODE_API: (u32, u32) = (1, 48);
+
+/// `cofferdam socket-filter` names itself so among the engine's components, with the socket that it stands in front of.
+pub(crate) const FILTER_COMPONENT: &str = "Cofferdam socket filter";
+pub(crate) const FILTER_SOCKET: &str = "Socket";
 
 /// How long the first answer may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -106,6 +110,8 @@ pub struct Engine {
     pub(super) docker: Docker,
     version: Arc<EngineVersion>,
     pub(super) socket: Arc<Path>,
+    /// The engine's own socket, where a filter stands in front of it.
+    pub(super) behind: Option<Arc<Path>>,
     /// The version that every request names.
     pub(super) api: (u32, u32),
     /// What never changes of containers that were inspected.
@@ -127,12 +133,14 @@ impl Engine {
         .map_err(unreachable)?;
         let docker = docker.negotiate_version().await.map_err(unreachable)?;
         let answer = docker.version().await.map_err(unreachable)?;
+        let behind = behind(&answer);
         let version = accept(socket, answer)?;
         let api = version.api.min(NEWEST_API);
         Ok(Self {
             docker: pin_version(docker, api).with_timeout(REQUEST_TIMEOUT),
             version: Arc::new(version),
             socket: Arc::from(socket),
+            behind,
             api,
             inspected: Inspected::default(),
         })
@@ -158,6 +166,14 @@ fn pin_version(docker: Docker, (major, minor): (u32, u32)) -> Docker {
         }
         request
     })
+}
+
+/// The socket that a filter stands in front of, if it is a filter that answers.
+fn behind(answer: &SystemVersion) -> Option<Arc<Path>> {
+    let mut components = answer.components.iter().flatten();
+    let filter = components.find(|it| it.name == FILTER_COMPONENT)?;
+    let socket = filter.details.as_ref()?.get(FILTER_SOCKET)?;
+    Some(Arc::from(Path::new(socket)))
 }
 
 /// What the engine says of itself, if we can work with it.

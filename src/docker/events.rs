@@ -39,6 +39,19 @@ const LATE: Duration = Duration::from_secs(10);
 /// How far back the engine is asked to replay, against small steps of the clock.
 const REPLAY: Duration = Duration::from_secs(1);
 
+/// What is asked for.
+pub(crate) const WATCHED_TYPES: [&str; 2] = ["container", "network"];
+pub(crate) const WATCHED_EVENTS: [&str; 8] = [
+    "create",
+    "start",
+    "die",
+    "destroy",
+    "rename",
+    "connect",
+    "disconnect",
+    "remove",
+];
+
 /// What the engine tells, and how its event stream is.
 #[derive(Debug, Clone)]
 pub enum EngineEvent {
@@ -227,20 +240,8 @@ fn options(now: SystemTime) -> EventsOptions {
     let since = now.checked_sub(REPLAY).unwrap_or(now);
     let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let filters = HashMap::from([
-        ("type", vec!["container", "network"]),
-        (
-            "event",
-            vec![
-                "create",
-                "start",
-                "die",
-                "destroy",
-                "rename",
-                "connect",
-                "disconnect",
-                "remove",
-            ],
-        ),
+        ("type", WATCHED_TYPES.to_vec()),
+        ("event", WATCHED_EVENTS.to_vec()),
     ]);
     EventsOptionsBuilder::default()
         .since(&format!("{}.{:09}", since.as_secs(), since.subsec_nanos()))

@@ -218,7 +218,8 @@ impl Engine {
     /// Every path by which a container could reach an engine.
     pub(super) fn sockets(&self) -> Vec<PathBuf> {
         let usual = USUAL_SOCKETS.iter().map(PathBuf::from);
-        usual.chain([self.socket.to_path_buf()]).collect()
+        let known = [Some(&self.socket), self.behind.as_ref()].into_iter().flatten();
+        usual.chain(known.map(|socket| socket.to_path_buf())).collect()
     }
 
     /// A container of the list, with what only its inspection tells: its powers, and what the user called the image, which

@@ -16,7 +16,11 @@ mod volumes;
 mod wire;
 
 pub use client::{Engine, EngineError, EngineVersion};
+pub(crate) use client::{FILTER_COMPONENT, FILTER_SOCKET, NEWEST_API, OLDEST_API};
+pub(crate) use containers::STOP_GRACE;
 pub use events::{Arrived, EngineEvent, subscribe};
+pub(crate) use events::{WATCHED_EVENTS, WATCHED_TYPES};
 pub use listing::NetworkSnapshot;
 pub use networks::{Attachment, NetworkError, NetworkRequest};
 pub use volumes::BoundVolumes;
+pub(crate) use wire::is_volume_name;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use bollard::errors::Error as WireError;
 use bollard::models::{
@@ -16,7 +16,7 @@ use tracing::warn;
 use super::client::{Engine, EngineVersion, is_transient, refusal};
 use super::wire::BRIDGE_NAME;
 use crate::inventory::{ContainerId, MANAGED_LABEL, NetworkId};
-use crate::net::{IfName, engine_share};
+use crate::net::{IfName, engine_share, first_host};
 
 /// A network to be made: an internal bridge with subnets of ours, which static addresses need.
 ///
@@ -362,13 +362,6 @@ fn create_body(request: &NetworkRequest, engine: &EngineVersion) -> NetworkCreat
         options: Some(options),
         labels: Some(labels),
         ..NetworkCreateRequest::default()
-    }
-}
-
-fn first_host(subnet: IpNet) -> IpAddr {
-    match subnet {
-        IpNet::V4(net) => Ipv4Addr::from(u32::from(net.network()) | 1).into(),
-        IpNet::V6(net) => Ipv6Addr::from(u128::from(net.network()) | 1).into(),
     }
 }
 

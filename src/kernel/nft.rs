@@ -162,7 +162,7 @@ impl Nft {
     }
 
     /// The program's path.
-    pub(super) fn program(&self) -> &Path {
+    pub(crate) fn program(&self) -> &Path {
         &self.program
     }
 

@@ -13,7 +13,7 @@ mod unenforceable;
 mod yaml;
 
 pub use identity::{Identity, Standing, standing};
-pub use networks::{Attachment, Role, ServiceNetwork, ServiceNetworks, is_to_be_guarded, owner};
+pub use networks::{Attachment, Role, ServiceNetwork, ServiceNetworks, bridge_name, is_to_be_guarded, owner};
 pub use rights::{Rights, Verdict};
 pub use unenforceable::{Finding, OnUnenforceable, Unenforceable, findings, is_to_be_cut, reasons};
 

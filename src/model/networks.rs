@@ -22,12 +22,17 @@ pub struct ServiceNetwork {
 }
 
 impl ServiceNetwork {
-    /// The bridge's name: `cfd-` and eight hexadecimal digits of the service's name.
+    /// The bridge's name.
     pub fn bridge(&self) -> Option<IfName> {
-        let digest = Sha256::digest(self.service.to_string().as_bytes());
-        let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        format!("cfd-{hex}").parse().ok()
+        bridge_name(&self.service)
     }
+}
+
+/// The name of the bridge of a service's network: `cfd-` and eight hexadecimal digits of the service's name.
+pub fn bridge_name(service: &ServiceId) -> Option<IfName> {
+    let digest = Sha256::digest(service.to_string().as_bytes());
+    let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("cfd-{hex}").parse().ok()
 }
 
 /// How a container joins a service's network.

@@ -89,7 +89,7 @@ impl Drop for Engine {
     }
 }
 
-fn script() -> PathBuf {
+pub(crate) fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/engine/private-engine")
 }
 

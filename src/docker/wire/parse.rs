@@ -16,7 +16,7 @@ pub(in crate::docker) fn is_id(text: &str) -> bool {
 }
 
 /// Names of volumes stand there, too: the engine takes these, and no others.
-pub(super) fn is_volume_name(text: &str) -> bool {
+pub(crate) fn is_volume_name(text: &str) -> bool {
     let first = text.bytes().next();
     first.is_some_and(|byte| byte.is_ascii_alphanumeric())
         && text
