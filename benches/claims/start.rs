@@ -1,0 +1,212 @@
+//! The moment of a start, on the real engine: whether the rules are in the kernel before the container's first instruction, and
+//! how long each event takes to reach the kernel. Heard from outside: from the engine, the kernel and the container.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::harness::{Goal, Report, Sample, between, runtime};
+use crate::product::{PATIENCE, Setup};
+use crate::real::{Engine, Event, Events, SHARED, Spec};
+use crate::resident::{Role, from_fork_to_clock};
+use crate::witness::{Heard, What, Witness};
+
+const PORT: u16 = 8080;
+const POLICY: &str = "
+cofferdam: 1
+segment: bench
+services:
+  client: { select: { labels: { service: client } } }
+  server: { select: { labels: { service: server } } }
+  crowd: { select: { labels: { service: crowd } } }
+allow:
+  - { from: client, to: server, ports: [8080] }
+  - { from: world, to: crowd, ports: [8080] }
+";
+/// What comes later than this is not the start's any more.
+const AFTERMATH: Duration = Duration::from_millis(150);
+
+/// What was measured of one start, in ms.
+#[derive(Debug)]
+struct Start {
+    /// From the container's last element to its first instruction.
+    lead: f64,
+    /// From `network connect` to the first of what the address may do.
+    rights: f64,
+    /// From the last port that has the container behind it to the last of who is behind which port.
+    bound: f64,
+    /// From `die` to the end of the last element.
+    gone: f64,
+    is_first_attempt: bool,
+}
+
+pub(crate) fn run(report: &mut Report) {
+    runtime().block_on(starts(report));
+}
+
+async fn starts(report: &mut Report) {
+    let engine = Engine::enter().await;
+    let witness = Witness::listen();
+    let setup = Setup::new(&engine.socket, POLICY);
+    engine.network(SHARED, 80).await;
+    let (daemon, _) = setup.start();
+    let server = engine
+        .run(&[Spec::new("server", "server", Role::Serve(PORT))])
+        .await;
+    let at = SocketAddr::new(engine.inspect(&server[0]).await.addresses[SHARED][0], PORT);
+    // Not the whole lead is the daemon's: the program had to come to its clock first.
+    let to_clock = from_fork_to_clock(report.effort.of(3, 50));
+    report.figure(
+        "start, taken off each lead: from fork to the clock",
+        "ms",
+        &to_clock,
+        None,
+        Goal::None,
+    );
+
+    // So many containers on so many networks each.
+    let sizes: &[(usize, usize)] = report
+        .effort
+        .of(&[(2, 1), (3, 2)], &[(10, 1), (100, 1), (100, 10)]);
+    let mut crowd = Vec::new();
+    let (mut rights, mut bounds) = (Vec::new(), Vec::new());
+    for (containers, networks) in sizes.iter().copied() {
+        grow(&engine, &mut crowd, containers, networks).await;
+        daemon.settle();
+        let events = engine.events();
+        let mut found = Vec::new();
+        // The first one warms up.
+        for number in 0..=report.effort.of(3, 200) {
+            let start = one(&engine, &witness, &events, &format!("client-{number}"), at).await;
+            found.push(Start {
+                lead: start.lead - to_clock.median(),
+                ..start
+            });
+        }
+        found.remove(0);
+        let endpoints = containers * networks;
+        tell(report, &format!("{endpoints} endpoints"), &found);
+        let median = |of: fn(&Start) -> f64| (endpoints, all(&found, of).median());
+        rights.push(median(|it| it.rights));
+        bounds.push(median(|it| it.bound));
+    }
+    report.growth("start, connect to rights", &rights, Goal::AtMost(0.2));
+    report.growth("start, port to bound", &bounds, Goal::AtMost(0.2));
+}
+
+/// Makes it so many containers on so many networks each.
+async fn grow(engine: &Engine, crowd: &mut Vec<String>, containers: usize, networks: usize) {
+    let name = |network: usize| format!("crowd-{network}");
+    if crowd.is_empty() {
+        engine.network(&name(0), 100).await;
+    }
+    let more: Vec<Spec> = (crowd.len()..containers)
+        .map(|it| Spec {
+            network: name(0),
+            ..Spec::new(&format!("crowd-{it}"), "crowd", Role::Stay)
+        })
+        .collect();
+    crowd.extend(engine.run(&more).await);
+    for network in 1..networks {
+        engine.network(&name(network), 100 + network).await;
+        for id in crowd.iter() {
+            engine.connect(&name(network), id).await;
+        }
+    }
+}
+
+async fn one(engine: &Engine, witness: &Witness, events: &Events, name: &str, server: SocketAddr) -> Start {
+    witness.take();
+    events.take();
+    let id = engine
+        .create(&Spec::new(name, "client", Role::Dial(server)))
+        .await;
+    engine.start(&id).await;
+    let told = engine.told(name, PATIENCE).await.expect("the container connects");
+    sleep(AFTERMATH).await;
+    let running = engine.inspect(&id).await;
+    engine.remove(std::slice::from_ref(&id)).await;
+    sleep(AFTERMATH).await;
+
+    let (heard, events) = (witness.take(), events.take());
+    let everywhere = running.everywhere();
+    let came = |of: &[IpAddr]| -> Vec<&Heard> { heard.iter().filter(|it| it.is_of(of, true)).collect() };
+    let event = |action: &str, name: &str| -> &Event {
+        let found = events
+            .iter()
+            .find(|it| it.action == action && it.container == id && it.name == name);
+        found.unwrap_or_else(|| panic!("no {action} of {name} among {events:?}"))
+    };
+    let rights = came(&running.addresses[SHARED])
+        .into_iter()
+        .find(|it| !it.is_in_bridge());
+    let bound = came(&everywhere).into_iter().rfind(|it| it.is_in_bridge());
+    let port = heard.iter().rfind(|it| matches!(it.what, What::Port));
+    let gone = heard.iter().rfind(|it| it.is_of(&everywhere, false));
+    Start {
+        lead: between(came(&everywhere).last().unwrap().at, told.began),
+        rights: between(event("connect", SHARED).at, rights.unwrap().at),
+        bound: between(port.unwrap().at, bound.unwrap().at),
+        gone: between(event("die", name).at, gone.unwrap().at),
+        is_first_attempt: told.connected.is_some_and(|(_, attempt)| attempt == 1),
+    }
+}
+
+fn all(found: &[Start], of: fn(&Start) -> f64) -> Sample {
+    Sample::new(found.iter().map(of).collect())
+}
+
+fn tell(report: &mut Report, size: &str, found: &[Start]) {
+    let percent = |holds: fn(&Start) -> bool| {
+        let count = found.iter().filter(|it| holds(it)).count();
+        Sample::one(count as f64 * 100.0 / found.len() as f64)
+    };
+    let lead = all(found, |it| it.lead);
+    report.figure(
+        &format!("start, lead before the first instruction: {size}"),
+        "ms",
+        &lead,
+        None,
+        Goal::None,
+    );
+    let positive = percent(|it| it.lead > 0.0);
+    report.figure(
+        &format!("start, lead positive: {size}"),
+        "%",
+        &positive,
+        None,
+        Goal::AtLeast(99.0),
+    );
+    let first = percent(|it| it.is_first_attempt);
+    report.figure(
+        &format!("start, connected at the first attempt: {size}"),
+        "%",
+        &first,
+        None,
+        Goal::AtLeast(99.0),
+    );
+    let kinds: [(&str, fn(&Start) -> f64); 3] = [
+        ("connect to rights", |it| it.rights),
+        ("port to bound", |it| it.bound),
+        ("die to gone", |it| it.gone),
+    ];
+    for (what, of) in kinds {
+        let times = all(found, of);
+        report.figure(
+            &format!("start, {what}, p50: {size}"),
+            "ms",
+            &times,
+            None,
+            Goal::AtMost(3.0),
+        );
+        let slow = Sample::one(times.quantile(0.99));
+        report.figure(
+            &format!("start, {what}, p99: {size}"),
+            "ms",
+            &slow,
+            None,
+            Goal::AtMost(10.0),
+        );
+    }
+}
