@@ -87,14 +87,17 @@ impl Engine {
         Self { docker, socket, told }
     }
 
-    /// A bridge network: `10.NUMBER.0.0/16`.
-    pub(crate) async fn network(&self, name: &str, number: usize) {
+    /// A bridge network, `10.NUMBER.0.0/16`; its bridge's index.
+    pub(crate) async fn network(&self, name: &str, number: usize) -> u32 {
         let request = json!({
             "Name": name, "Driver": "bridge", "CheckDuplicate": true,
             "IPAM": {"Driver": "default", "Config": [{"Subnet": format!("10.{number}.0.0/16")}]},
         });
         let request = serde_json::from_value(request).unwrap();
-        self.docker.create_network(request).await.unwrap();
+        let created = self.docker.create_network(request).await.unwrap();
+        let index = format!("/sys/class/net/br-{}/ifindex", &created.id[..12]);
+        let index = std::fs::read_to_string(index).unwrap();
+        index.trim().parse().unwrap()
     }
 
     /// Creates a container; its id.

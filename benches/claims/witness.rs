@@ -24,8 +24,8 @@ const NFTABLES: u32 = 7;
 const NEW_ELEMENT: u16 = (10 << 8) | 12;
 const DELETED_ELEMENT: u16 = (10 << 8) | 14;
 const NEW_GENERATION: u16 = (10 << 8) | 15;
-/// `NFPROTO_BRIDGE`
-const BRIDGE: u8 = 7;
+/// Begins the names of the sets of who is behind which port.
+const BINDINGS: &[u8] = b"bound";
 const BUFFER: usize = 16 * 1024 * 1024;
 const DATAGRAM: usize = 64 * 1024;
 /// What is heard late counts against what is measured.
@@ -39,17 +39,17 @@ pub(crate) struct Heard {
 
 #[derive(Debug, Clone)]
 pub(crate) enum What {
-    /// An element came or went, in a table of the bridge family (who is who) or another (who may open what).
+    /// An element came or went: who is behind which port, or what an address may do.
     Element {
         came: bool,
-        in_bridge: bool,
+        binds: bool,
         /// As the kernel announced it; its key is in there.
         bytes: Vec<u8>,
     },
     /// A transaction of nftables is over.
     Transaction,
     /// For the first time there is a carrier and another network namespace behind this port.
-    Port,
+    Port { bridge: u32 },
 }
 
 /// Listens until the process ends.
@@ -107,7 +107,7 @@ fn nftables(message: &NetlinkBuffer<&[u8]>) -> Option<What> {
     match message.message_type() {
         kind @ (NEW_ELEMENT | DELETED_ELEMENT) => Some(What::Element {
             came: kind == NEW_ELEMENT,
-            in_bridge: message.payload().first() == Some(&BRIDGE),
+            binds: holds(message.payload(), BINDINGS),
             bytes: message.payload().to_vec(),
         }),
         NEW_GENERATION => Some(What::Transaction),
@@ -120,7 +120,8 @@ fn port(message: &NetlinkBuffer<&[u8]>, known: &mut BTreeSet<u32>) -> Option<Wha
     let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes).ok()?;
     match message.payload {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-            (leads_elsewhere(&link) && known.insert(link.header.index)).then_some(What::Port)
+            let bridge = bridge(&link)?;
+            (leads_elsewhere(&link) && known.insert(link.header.index)).then_some(What::Port { bridge })
         }
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
             known.remove(&link.header.index);
@@ -131,31 +132,35 @@ fn port(message: &NetlinkBuffer<&[u8]>, known: &mut BTreeSet<u32>) -> Option<Wha
 }
 
 fn leads_elsewhere(link: &LinkMessage) -> bool {
-    let attributes = &link.attributes;
-    link.header.flags.contains(LinkFlags::LowerUp)
-        && attributes
-            .iter()
-            .any(|it| matches!(it, LinkAttribute::LinkNetNsId(_)))
-        && attributes
-            .iter()
-            .any(|it| matches!(it, LinkAttribute::Controller(_)))
+    let is_number = |it: &LinkAttribute| matches!(it, LinkAttribute::LinkNetNsId(_));
+    link.header.flags.contains(LinkFlags::LowerUp) && link.attributes.iter().any(is_number)
+}
+
+fn bridge(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|it| match it {
+        LinkAttribute::Controller(bridge) => Some(*bridge),
+        _ => None,
+    })
+}
+
+fn holds(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|it| it == part)
 }
 
 impl Heard {
-    pub(crate) fn is_in_bridge(&self) -> bool {
-        matches!(self.what, What::Element { in_bridge: true, .. })
-    }
-
     /// Whether an element with one of these addresses in its key came (or else went).
     pub(crate) fn is_of(&self, addresses: &[IpAddr], wanted: bool) -> bool {
         let What::Element { came, bytes, .. } = &self.what else {
             return false;
         };
-        let holds = |octets: &[u8]| bytes.windows(octets.len()).any(|it| it == octets);
         *came == wanted
             && addresses.iter().any(|address| match address {
-                IpAddr::V4(address) => holds(&address.octets()),
-                IpAddr::V6(address) => holds(&address.octets()),
+                IpAddr::V4(address) => holds(bytes, &address.octets()),
+                IpAddr::V6(address) => holds(bytes, &address.octets()),
             })
+    }
+
+    pub(crate) fn binds(&self) -> bool {
+        matches!(self.what, What::Element { binds: true, .. })
     }
 }
