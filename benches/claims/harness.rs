@@ -221,12 +221,7 @@ pub(crate) fn in_namespace(part: &str, effort: Effort) {
 pub(crate) fn in_engine(part: &str, effort: Effort, flags: &str) {
     let this = std::env::current_exe().unwrap();
     let this = this.to_str().unwrap();
-    let engine = Engine::up("bench", &[IMAGE, this]);
-    if !flags.is_empty() {
-        engine.script("stop", &[]);
-        std::fs::write(engine.0.join("flags"), format!("{flags}\n")).unwrap();
-        engine.script("start", &[]);
-    }
+    let engine = Engine::up_with("bench", &[IMAGE, this], flags);
     let mut words = vec![this, "--bench"];
     if effort == Effort::Quick {
         words.push("--quick");

@@ -60,7 +60,7 @@ async fn starts(report: &mut Report) {
         .effort
         .of(&[(2, 1), (3, 2)], &[(10, 1), (100, 1), (100, 10)]);
     let mut crowd = Vec::new();
-    let (mut rights, mut bounds) = (Vec::new(), Vec::new());
+    let mut rights = Vec::new();
     for (containers, networks) in sizes.iter().copied() {
         grow(&stage.engine, &mut crowd, containers, networks).await;
         stage.daemon.settle();
@@ -72,12 +72,9 @@ async fn starts(report: &mut Report) {
         found.remove(0);
         let endpoints = containers * networks;
         tell(report, &format!("{endpoints} endpoints"), &found);
-        let median = |of: fn(&Start) -> f64| (endpoints, all(&found, of).median());
-        rights.push(median(|it| it.rights));
-        bounds.push(median(|it| it.bound));
+        rights.push((endpoints, all(&found, |it| it.rights).median()));
     }
     report.growth("start, connect to rights", &rights, Goal::AtMost(0.2));
-    report.growth("start, port to bound", &bounds, Goal::AtMost(0.2));
 }
 
 impl Stage {
