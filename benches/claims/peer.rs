@@ -26,7 +26,6 @@ const UNDECLARED: u16 = 8002;
 /// Events of the engine, one after the other, and how long a container that starts waits among them.
 const EVENT_EVERY: Duration = Duration::from_millis(300);
 const AMONG_EVENTS: Duration = Duration::from_secs(20);
-const NOISE: &str = "noise";
 /// The peer waits for half a second without events.
 const QUIET: Duration = Duration::from_millis(1500);
 
@@ -192,14 +191,12 @@ impl Stage {
         if is_among_events {
             for _ in 0..self.effort.of(1, 3) {
                 self.remove_client(&guard, pause).await;
-                let noise = tokio::spawn(noise(self.engine.clone()));
+                let passing = tokio::spawn(events(self.engine.clone()));
                 let waited = self.start_client(AMONG_EVENTS).await;
                 found
                     .among_events
                     .push(waited.unwrap_or(milliseconds(AMONG_EVENTS)));
-                noise.abort();
-                let _aborted = noise.await;
-                self.engine.remove_named(NOISE).await;
+                passing.abort();
                 if waited.is_none() {
                     let told = self.engine.told(&container(CLIENT), PATIENCE).await;
                     told.expect("it may connect when there are no more events");
@@ -335,14 +332,16 @@ impl Stage {
     }
 }
 
-/// Containers that are created and removed, one event after the other, until it is aborted.
-async fn noise(engine: Engine) {
+/// One event and more in each interval, until it is aborted: containers that are created and removed, however long that takes.
+async fn events(engine: Engine) {
     let mut tick = interval(EVENT_EVERY);
-    loop {
+    for number in 0.. {
         tick.tick().await;
-        engine.create(&Spec::new(NOISE, "noise", Role::Stay)).await;
-        tick.tick().await;
-        engine.remove_named(NOISE).await;
+        let (engine, name) = (engine.clone(), format!("passing-{number}"));
+        tokio::spawn(async move {
+            let id = engine.create(&Spec::new(&name, "passing", Role::Stay)).await;
+            engine.remove(&[id]).await;
+        });
     }
 }
 

@@ -190,15 +190,6 @@ impl Engine {
         removed.await.unwrap();
     }
 
-    /// Removes a container if it is there.
-    pub(crate) async fn remove_named(&self, name: &str) {
-        let options = RemoveContainerOptions {
-            force: true,
-            ..Default::default()
-        };
-        let _absent = self.docker.remove_container(name, Some(options)).await;
-    }
-
     /// Events of containers and their endpoints from now on.
     pub(crate) fn events(&self) -> Events {
         let heard = Arc::new(Mutex::new(Vec::new()));
