@@ -4,49 +4,25 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader};
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
 use crate::engine::Engine;
-use crate::harness::{Goal, Report, Sample, milliseconds, sh};
+use crate::harness::{Goal, Report, Sample, milliseconds, runtime, sh};
+use crate::product::{Daemon, PATIENCE, Setup};
 use crate::scene::{Host, address, bridge_name};
 
 const SOCKET: &str = "/run/engine.sock";
 const SERVICES: usize = 100;
 /// Starts, and as many stops, in a second.
 const STORM: u32 = 1000;
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The daemon, until it is dropped.
-struct Daemon {
-    child: Child,
-    /// What it logged of its passes.
-    passes: Receiver<Value>,
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _gone = self.child.wait();
-    }
-}
 
 pub(crate) fn run(report: &mut Report) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = runtime();
     let _within = runtime.enter();
-    std::fs::create_dir("/run/policies").unwrap();
-    std::fs::write("/run/policies/bench.yaml", policy()).unwrap();
+    let setup = Setup::new(Path::new(SOCKET), &policy());
     let sizes: &[usize] = report.effort.of(&[50, 100], &[100, 1000, 10_000]);
     let (mut starts, mut memories, mut idles, mut lates) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for containers in sizes.iter().copied() {
@@ -60,9 +36,9 @@ pub(crate) fn run(report: &mut Report) {
 
         let mut times = Vec::new();
         for _ in 1..report.effort.of(1, 5) {
-            times.push(Daemon::start().1);
+            times.push(setup.start().1);
         }
-        let (daemon, time) = Daemon::start();
+        let (daemon, time) = setup.start();
         times.push(time);
         let times = Sample::new(times);
         starts.push((containers, times.median()));
@@ -124,76 +100,6 @@ fn bridges(host: Host) {
              ip addr add 172.{}.0.1/16 dev {name}; ip link set {name} up",
             16 + number
         ));
-    }
-}
-
-impl Daemon {
-    /// A new one, and the milliseconds until its rules for the engine's containers were in the kernel.
-    fn start() -> (Self, f64) {
-        sh(
-            "nft delete table inet cofferdam 2>/dev/null; nft delete table bridge cofferdam 2>/dev/null
-            rm -rf /run/state",
-        );
-        let begun = Instant::now();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_cofferdam"))
-            .args(["run", "--policies", "/run/policies", "--docker-socket", SOCKET])
-            .args([
-                "--control-socket",
-                "/run/control.sock",
-                "--state-directory",
-                "/run/state",
-            ])
-            .env("RUST_LOG", "info")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (sender, passes) = channel();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        thread::spawn(move || {
-            for line in log.lines().map_while(Result::ok) {
-                match serde_json::from_str::<Value>(&line) {
-                    Ok(line) if line["message"] == "pass" => drop(sender.send(line)),
-                    Ok(line) if line["level"] == "INFO" => {}
-                    _ => eprintln!("{line}"),
-                }
-            }
-        });
-        let daemon = Self { child, passes };
-        loop {
-            let left = PATIENCE.saturating_sub(begun.elapsed());
-            let pass = daemon
-                .passes
-                .recv_timeout(left)
-                .expect("the daemon enforces in time");
-            if pass["cause"] == "listing" && pass["kernel"] == "replace" {
-                return (daemon, milliseconds(begun.elapsed()));
-            }
-        }
-    }
-
-    /// MiB.
-    fn resident(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches("kB").trim().parse::<f64>().unwrap() / 1024.0
-    }
-
-    /// Seconds that it has run, user and system.
-    fn cpu(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        let after_name = stat.rsplit(')').next().unwrap();
-        let ticks = |at: usize| {
-            after_name
-                .split_whitespace()
-                .nth(at)
-                .unwrap()
-                .parse::<f64>()
-                .unwrap()
-        };
-        // Of 10 ms each, whatever the kernel's own are.
-        (ticks(11) + ticks(12)) / 100.0
     }
 }
 

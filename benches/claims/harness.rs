@@ -7,6 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::host::Engine;
+use crate::real::IMAGE;
+
 const INSIDE: &str = "COFFERDAM_BENCH_INSIDE";
 
 /// How much is measured.
@@ -89,6 +95,11 @@ impl Sample {
 
 pub(crate) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
+}
+
+/// In ms; negative where `to` was earlier.
+pub(crate) fn between(from: Timestamp, to: Timestamp) -> f64 {
+    to.duration_since(from).as_secs_f64() * 1000.0
 }
 
 /// The exponent of a power of the size that fits best: 0 is flat, 1 is linear.
@@ -204,6 +215,28 @@ pub(crate) fn in_namespace(part: &str, effort: Effort) {
     }
     let status = command.status().unwrap();
     assert!(status.success(), "`{part}` inside its namespace: {status}");
+}
+
+/// Runs a part in the namespaces of a private engine with these flags, which goes with it.
+pub(crate) fn in_engine(part: &str, effort: Effort, flags: &str) {
+    let this = std::env::current_exe().unwrap();
+    let this = this.to_str().unwrap();
+    let engine = Engine::up_with("bench", &[IMAGE, this], flags);
+    let mut words = vec![this, "--bench"];
+    if effort == Effort::Quick {
+        words.push("--quick");
+    }
+    let status = engine.command(&words).env(INSIDE, part).status().unwrap();
+    assert!(status.success(), "`{part}` inside the engine: {status}");
+}
+
+/// Two threads.
+pub(crate) fn runtime() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 /// Runs a command line, which must succeed; returns its standard output.

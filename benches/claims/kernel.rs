@@ -9,16 +9,11 @@ use cofferdam::model::Rights;
 use cofferdam::plan::{KernelStep, Planner};
 use cofferdam::policy::load;
 
-use crate::harness::{Goal, Report, Sample, milliseconds};
+use crate::harness::{Goal, Report, Sample, milliseconds, runtime};
 use crate::scene::{self, Host, Shape};
 
 pub(crate) fn run(report: &mut Report) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(policies(report));
+    runtime().block_on(policies(report));
 }
 
 pub(crate) async fn carry_out(

@@ -6,22 +6,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use cofferdam::daemon::executor::Kernel;
 use cofferdam::inventory::links::Port;
 use cofferdam::model::Rights;
 use cofferdam::plan::Planner;
-use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::harness::{Effort, Goal, Report, Sample, sh};
 use crate::kernel::carry_out;
 use crate::scene::{self, Host, Shape, address, bridge_name, mac};
+use crate::traffic::{Ends, Rate};
 
 const SERVER: usize = 0;
 const CLIENT: usize = 1;
@@ -29,7 +25,6 @@ const CLIENT: usize = 1;
 const DECLARED: u16 = 8001;
 /// What another service may.
 const UNDECLARED: u16 = 8002;
-const DENIED_AFTER: Duration = Duration::from_millis(300);
 
 /// What stands in the way of packets.
 enum Way {
@@ -47,13 +42,14 @@ enum Way {
 struct Stage {
     kernel: Kernel,
     runtime: tokio::runtime::Runtime,
+    ends: Ends,
     ports: BTreeMap<usize, Port>,
     bridges: BTreeMap<usize, u32>,
 }
 
 pub(crate) fn run(report: &mut Report) {
     let mut stage = Stage::build();
-    serve();
+    stage.ends.serve(&[DECLARED, UNDECLARED]);
     let mut ways = stage.ways(report.effort);
     let rounds = report.effort.of(3, 7);
     let time = report
@@ -64,11 +60,11 @@ pub(crate) fn run(report: &mut Report) {
         for ((_, way), found) in ways.iter_mut().zip(&mut found) {
             stage.take(&mut Way::Called);
             for (kind, found) in KINDS.iter().zip(found.iter_mut()) {
-                found.baselines.push((kind.measure)(time));
+                found.baselines.push((kind.measure)(&stage.ends, time));
             }
             stage.take(way);
             for (kind, found) in KINDS.iter().zip(found.iter_mut()) {
-                found.values.push((kind.measure)(time));
+                found.values.push((kind.measure)(&stage.ends, time));
             }
         }
     }
@@ -81,7 +77,7 @@ pub(crate) fn run(report: &mut Report) {
 struct Kind {
     name: &'static str,
     unit: &'static str,
-    measure: fn(Duration) -> Rate,
+    measure: fn(&Ends, Duration) -> Rate,
     /// Of the baseline.
     goal: f64,
 }
@@ -90,19 +86,19 @@ const KINDS: [Kind; 3] = [
     Kind {
         name: "new connections",
         unit: "1/s",
-        measure: connections,
+        measure: Ends::connections,
         goal: 0.97,
     },
     Kind {
         name: "throughput",
         unit: "MiB/s",
-        measure: throughput,
+        measure: Ends::throughput,
         goal: 0.99,
     },
     Kind {
         name: "round trips",
         unit: "1/s",
-        measure: round_trips,
+        measure: Ends::round_trips,
         goal: 0.99,
     },
 ];
@@ -112,35 +108,6 @@ const KINDS: [Kind; 3] = [
 struct Found {
     baselines: Vec<Rate>,
     values: Vec<Rate>,
-}
-
-/// What was achieved in a second.
-#[derive(Clone, Copy)]
-struct Rate {
-    on_the_wall: f64,
-    of_processor_time: f64,
-}
-
-impl Rate {
-    /// Runs on the client's thread while the server's are there.
-    fn of(run: impl FnOnce() -> f64) -> Self {
-        let (begun, before) = (Instant::now(), processor_time());
-        let achieved = run();
-        Self {
-            on_the_wall: achieved / begun.elapsed().as_secs_f64(),
-            of_processor_time: achieved / (processor_time() - before),
-        }
-    }
-}
-
-/// Seconds that the threads of this process have run so far.
-fn processor_time() -> f64 {
-    let threads = std::fs::read_dir("/proc/self/task").unwrap();
-    let nanoseconds = threads.filter_map(|thread| {
-        let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    nanoseconds.sum::<u64>() as f64 / 1e9
 }
 
 fn tell(report: &mut Report, kind: &Kind, ways: &[(String, Way)], found: &[&Found]) {
@@ -240,6 +207,11 @@ impl Stage {
             bridges: [(0, index)].into(),
             kernel,
             runtime,
+            ends: Ends {
+                client: namespace(CLIENT),
+                server: namespace(SERVER),
+                at: (address(SERVER), DECLARED).into(),
+            },
         }
     }
 
@@ -309,9 +281,9 @@ impl Stage {
             Way::Linear(_) => true,
             _ => false,
         };
-        assert!(passes(DECLARED), "what is declared does not pass");
+        assert!(self.ends.passes(DECLARED), "what is declared does not pass");
         assert_eq!(
-            passes(UNDECLARED),
+            self.ends.passes(UNDECLARED),
             !is_governed,
             "what is not declared is not denied"
         );
@@ -332,123 +304,11 @@ fn linear(count: usize) -> String {
     text + "}\n}"
 }
 
+fn namespace(container: usize) -> PathBuf {
+    format!("/run/netns/c{container}").into()
+}
+
 fn load(ruleset: &str) {
     std::fs::write("/run/ruleset.nft", ruleset).unwrap();
     sh("nft -f /run/ruleset.nft");
-}
-
-fn enter(container: usize) {
-    let namespace = File::open(format!("/run/netns/c{container}")).unwrap();
-    setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
-}
-
-fn at(port: u16) -> SocketAddr {
-    (address(SERVER), port).into()
-}
-
-/// In the client's namespace, on a thread of its own.
-fn as_client<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
-    let thread = thread::spawn(|| {
-        enter(CLIENT);
-        body()
-    });
-    thread.join().unwrap()
-}
-
-fn passes(port: u16) -> bool {
-    as_client(move || TcpStream::connect_timeout(&at(port), DENIED_AFTER).is_ok())
-}
-
-/// Answers by what the first byte asks for; the server ends with the process.
-fn serve() {
-    for port in [DECLARED, UNDECLARED] {
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        thread::spawn(move || {
-            enter(SERVER);
-            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
-            ready.send(()).unwrap();
-            for stream in listener.incoming().map_while(Result::ok) {
-                answer(stream);
-            }
-        });
-        is_ready.recv().unwrap();
-    }
-}
-
-/// One connection after the other: a thread for each would cost more than what is measured.
-fn answer(mut stream: TcpStream) {
-    let mut buffer = vec![0; 1 << 17];
-    stream.set_nodelay(true).unwrap();
-    let Ok(1..) = stream.read(&mut buffer[..1]) else {
-        return;
-    };
-    match buffer[0] {
-        b'c' => {
-            let _gone = stream.write_all(b"c");
-        }
-        b'p' => while stream.write_all(b"p").is_ok() && matches!(stream.read(&mut buffer[..1]), Ok(1..)) {},
-        _ => {
-            let mut total = 0_u64;
-            while let Ok(length @ 1..) = stream.read(&mut buffer) {
-                total += length as u64;
-            }
-            let _gone = stream.write_all(&total.to_be_bytes());
-        }
-    }
-}
-
-/// Connect, request, response, close.
-fn connections(time: Duration) -> Rate {
-    let reset = nix::libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    let run = move || {
-        let begun = Instant::now();
-        let mut count = 0.0;
-        while begun.elapsed() < time {
-            let mut stream = TcpStream::connect(at(DECLARED)).unwrap();
-            stream.write_all(b"c").unwrap();
-            stream.read_exact(&mut [0]).unwrap();
-            // No port waits for late packets, whatever the number of connections.
-            setsockopt(&stream, sockopt::Linger, &reset).unwrap();
-            count += 1.0;
-        }
-        count
-    };
-    as_client(move || Rate::of(run))
-}
-
-/// One stream's MiB, as the receiver counts them.
-fn throughput(time: Duration) -> Rate {
-    let run = move || {
-        let mut stream = TcpStream::connect(at(DECLARED)).unwrap();
-        let block = vec![b's'; 1 << 17];
-        let begun = Instant::now();
-        while begun.elapsed() < time {
-            stream.write_all(&block).unwrap();
-        }
-        stream.shutdown(Shutdown::Write).unwrap();
-        let mut total = [0; 8];
-        stream.read_exact(&mut total).unwrap();
-        u64::from_be_bytes(total) as f64 / f64::from(1 << 20)
-    };
-    as_client(move || Rate::of(run))
-}
-
-/// A byte there and a byte back on one connection.
-fn round_trips(time: Duration) -> Rate {
-    let run = move || {
-        let mut stream = TcpStream::connect(at(DECLARED)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        let begun = Instant::now();
-        let mut count = 0.0;
-        while begun.elapsed() < time {
-            stream.write_all(b"p").unwrap();
-            stream.read_exact(&mut [0]).unwrap();
-            count += 1.0;
-        }
-        count
-    };
-    as_client(move || Rate::of(run))
 }

@@ -11,19 +11,29 @@ pub(crate) struct Engine(pub(crate) PathBuf);
 impl Engine {
     /// Starts it, with an image: its name, and the files or tools that are in it.
     pub(crate) fn up(name: &str, image: &[&str]) -> Self {
+        Self::up_with(name, image, "")
+    }
+
+    /// The same with more flags for dockerd.
+    pub(crate) fn up_with(name: &str, image: &[&str], flags: &str) -> Self {
         let engine = Self(format!("/tmp/cofferdam-{name}-{}", std::process::id()).into());
-        engine.script("up", &[]);
+        engine.flagged_script("up", &[], Some(("ENGINE_FLAGS", flags)));
         engine.script("image", image);
         engine
     }
 
     /// A command of `tests/engine/private-engine`, which must succeed.
     pub(crate) fn script(&self, command: &str, arguments: &[&str]) -> String {
+        self.flagged_script(command, arguments, None)
+    }
+
+    fn flagged_script(&self, command: &str, arguments: &[&str], flags: Option<(&str, &str)>) -> String {
         let output = Command::new(script())
             .arg(command)
             .arg(&self.0)
             .args(arguments)
             .env("ENGINE_OWNER", std::process::id().to_string())
+            .envs(flags)
             .output()
             .unwrap();
         assert!(

@@ -1,0 +1,171 @@
+//! Many containers as fast as the real engine starts them: what that takes with and without the daemon, in turn, and when the
+//! rules of all of them are in the kernel.
+
+use std::net::IpAddr;
+
+use futures_util::stream::{self, StreamExt as _};
+use jiff::Timestamp;
+
+use crate::harness::{Goal, Report, Sample, between, runtime};
+use crate::product::{Daemon, PATIENCE, Setup, forget};
+use crate::real::{AT_ONCE, Engine, SHARED, Spec};
+use crate::resident::Role;
+use crate::witness::Witness;
+
+/// What stands beside the engine while it works, and the edge into a service of the policy that makes the difference.
+const WAYS: [(&str, Option<&str>); 3] = [
+    ("engine alone", None),
+    (
+        "policy without service networks",
+        Some("{ from: world, to: client, ports: [8080] }"),
+    ),
+    (
+        "policy with a service network",
+        Some("{ from: client, to: server, ports: [8080] }"),
+    ),
+];
+
+#[derive(Debug, Default)]
+struct Found {
+    /// Until the last start was answered.
+    seconds: Vec<f64>,
+    /// Containers of whose own network everything was in the kernel before their first instruction, in percent.
+    in_time: Vec<f64>,
+    /// The same of all their networks: they may run before the engine has attached them to a service network.
+    in_time_everywhere: Vec<f64>,
+    /// From the answer to the last start to the last element, in ms; negative: it was there before.
+    after: Vec<f64>,
+    /// Processor time of the daemon, in s.
+    cpu: Vec<f64>,
+}
+
+pub(crate) fn run(report: &mut Report) {
+    runtime().block_on(bursts(report));
+}
+
+async fn bursts(report: &mut Report) {
+    let engine = Engine::enter().await;
+    let witness = Witness::listen();
+    engine.network(SHARED, 80).await;
+    engine.run(&[Spec::new("server", "server", Role::Stay)]).await;
+    let count = report.effort.of(4, 100);
+    let mut found = WAYS.map(|_| Found::default());
+    // The first round warms up.
+    for round in 0..=report.effort.of(1, 4) {
+        for ((_, edge), found) in WAYS.iter().zip(&mut found) {
+            one(&engine, &witness, count, *edge, found).await;
+            if round == 0 {
+                *found = Found::default();
+            }
+        }
+    }
+    tell(report, count, &found);
+}
+
+async fn one(engine: &Engine, witness: &Witness, count: usize, edge: Option<&str>, found: &mut Found) {
+    forget();
+    let daemon = edge.map(|edge| Setup::new(&engine.socket, &policy(edge)).start().0);
+    if let Some(daemon) = &daemon {
+        daemon.settle();
+    }
+    let cpu = || daemon.as_ref().map_or(0.0, Daemon::cpu);
+    let specs: Vec<Spec> = (0..count)
+        .map(|it| Spec::new(&format!("client-{it}"), "client", Role::Stay))
+        .collect();
+    witness.take();
+    let (begun, before) = (Timestamp::now(), cpu());
+    let started: Vec<(&Spec, String)> = stream::iter(&specs)
+        .map(|spec| async move {
+            let id = engine.create(spec).await;
+            engine.start(&id).await;
+            (spec, id)
+        })
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    let answered = Timestamp::now();
+    found.seconds.push(between(begun, answered) / 1000.0);
+    if let Some(daemon) = &daemon {
+        daemon.settle();
+    }
+    let heard = witness.take();
+    let (mut in_time, mut in_time_everywhere, mut last) = (0, 0, begun);
+    for (spec, id) in &started {
+        let told = engine.told(&spec.name, PATIENCE).await.expect("it tells");
+        if daemon.is_some() {
+            let running = engine.inspect(id).await;
+            let came = |of: &[IpAddr]| heard.iter().rfind(|it| it.is_of(of, true)).unwrap().at;
+            let (own, all) = (came(&running.addresses[SHARED]), came(&running.everywhere()));
+            in_time += usize::from(own <= told.began);
+            in_time_everywhere += usize::from(all <= told.began);
+            last = last.max(all);
+        }
+    }
+    if daemon.is_some() {
+        let percent = |part: usize| part as f64 * 100.0 / count as f64;
+        found.in_time.push(percent(in_time));
+        found.in_time_everywhere.push(percent(in_time_everywhere));
+        found.after.push(between(answered, last));
+        found.cpu.push(cpu() - before);
+    }
+    let ids: Vec<String> = started.into_iter().map(|(_, id)| id).collect();
+    engine.remove(&ids).await;
+}
+
+fn policy(edge: &str) -> String {
+    format!(
+        "cofferdam: 1
+segment: bench
+services:
+  client: {{ select: {{ labels: {{ service: client }} }} }}
+  server: {{ select: {{ labels: {{ service: server }} }} }}
+allow:
+  - {edge}
+"
+    )
+}
+
+fn tell(report: &mut Report, count: usize, found: &[Found]) {
+    let alone = &found[0].seconds;
+    for ((way, edge), found) in WAYS.iter().zip(found) {
+        let name = |what: &str| format!("burst of {count}, {what}: {way}");
+        let mut figure = |what: &str, unit: &str, values: &[f64], baseline: Option<f64>, goal: Goal| {
+            report.figure(&name(what), unit, &Sample::new(values.to_vec()), baseline, goal);
+        };
+        let baseline = edge.map(|_| Sample::new(alone.clone()).median());
+        figure("to the last start", "s", &found.seconds, baseline, Goal::None);
+        if edge.is_none() {
+            continue;
+        }
+        // Each beside that of the same round.
+        let ratios: Vec<f64> = found
+            .seconds
+            .iter()
+            .zip(alone)
+            .map(|(it, alone)| it / alone)
+            .collect();
+        figure("ratio", "", &ratios, Some(1.0), Goal::AtMost(1.05));
+        figure(
+            "enforced before the first instruction",
+            "%",
+            &found.in_time,
+            None,
+            Goal::AtLeast(99.0),
+        );
+        figure(
+            "the same on all networks",
+            "%",
+            &found.in_time_everywhere,
+            None,
+            Goal::None,
+        );
+        figure(
+            "last element after the last start",
+            "ms",
+            &found.after,
+            None,
+            Goal::None,
+        );
+        figure("the daemon's processor time", "s", &found.cpu, None, Goal::None);
+    }
+}
