@@ -8,6 +8,7 @@
 //! | `COFFERDAM_CASES` | a case file or a directory of them; else `tests/conformance/` |
 //! | `COFFERDAM_ONLY` | only these cases: `C061,C066`; the runner's test of itself is then left out |
 //! | `COFFERDAM_SELFTEST` | `only`, `off`, or `on` |
+//! | `COFFERDAM_THROUGH_FILTER` | set: the daemon reaches the engine by `socket-filter` only |
 //! | `COFFERDAM_DAEMON` | `none`: judge plain Docker, for work on the runner |
 #![allow(
     clippy::disallowed_methods,

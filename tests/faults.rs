@@ -2,7 +2,8 @@
 //!
 //! `cargo test --test faults` brings a private engine up, runs every scenario inside its namespaces with a leak probe, prints
 //! the figures as a table and writes them to `target/reports/faults.jsonl`. A leak fails, and so does a scenario that could
-//! not be carried out. `COFFERDAM_FAULTS=race,identity` chooses scenarios.
+//! not be carried out. `COFFERDAM_FAULTS=race,identity` chooses scenarios; with `COFFERDAM_THROUGH_FILTER`
+//! the daemon reaches the engine by `socket-filter` only.
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,

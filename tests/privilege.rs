@@ -19,6 +19,7 @@ use std::process::{Command, Stdio};
 
 use cofferdam::confine::{Means, confine};
 use cofferdam::daemon::confine::needs;
+use cofferdam::daemon::lock::Lock;
 use cofferdam::kernel::conntrack::Conntrack;
 use cofferdam::kernel::elements::Elements;
 use cofferdam::kernel::generation::GenerationWatch;
@@ -228,7 +229,7 @@ fn what_is_needed_works() {
         fs::write("/run/home/state/x/y", "z").unwrap();
         fs::rename("/run/home/state/x/y", "/run/home/state/z").unwrap();
         cofferdam::daemon::control::listen(Path::new("/run/home/control/control.sock")).unwrap();
-        drop(cofferdam::daemon::lock::Lock::take().unwrap());
+        drop(Lock::take().unwrap());
     });
 }
 
@@ -426,4 +427,18 @@ fn failing(call: libc::c_long, error: i32) -> BpfProgram {
         std::env::consts::ARCH.try_into().unwrap(),
     );
     filter.unwrap().try_into().unwrap()
+}
+
+/// The daemon's user owns the directory, and root's commands take the lock.
+#[test]
+fn root_follows_no_link_in_the_daemons_directory() {
+    netns::run("root_follows_no_link_in_the_daemons_directory", || {
+        fs::create_dir("/run/cofferdam").unwrap();
+        std::os::unix::fs::symlink("/run/nologin", "/run/cofferdam/lock").unwrap();
+        Lock::take().unwrap_err();
+        assert!(!Path::new("/run/nologin").exists());
+        fs::remove_file("/run/cofferdam/lock").unwrap();
+        drop(Lock::take().unwrap());
+        assert!(Path::new("/run/cofferdam/lock").is_file());
+    });
 }

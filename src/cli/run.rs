@@ -20,14 +20,7 @@ const NICENESS: i32 = -10;
 
 pub(super) fn run(args: SettingsArgs) -> Result<ExitCode, Refusal> {
     start_log();
-    // Of this thread alone, and every thread and process that it starts inherits it: there is no other thread yet.
-    if let Err(error) = setpriority_process(None, NICENESS) {
-        debug!(%error, "the daemon runs at the priority that it was given");
-    }
-    // Where the kernel shares the processor out by session first, the niceness counts only within ours.
-    if let Err(error) = std::fs::write("/proc/self/autogroup", NICENESS.to_string()) {
-        debug!(%error, "the session's priority stays as it is");
-    }
+    raise_priority();
     let settings = args.load()?;
     load_bridge_netfilter()?;
     for lack in confine(&needs(&settings), settings.means)? {
@@ -35,6 +28,18 @@ pub(super) fn run(args: SettingsArgs) -> Result<ExitCode, Refusal> {
     }
     block_on(daemon::run::run(settings))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Puts this process, and its session, before others.
+pub(super) fn raise_priority() {
+    // Of this thread alone, and every thread and process that it starts inherits it: there is no other thread yet.
+    if let Err(error) = setpriority_process(None, NICENESS) {
+        debug!(%error, "it runs at the priority that it was given");
+    }
+    // Where the kernel shares the processor out by session first, the niceness counts only within ours.
+    if let Err(error) = std::fs::write("/proc/self/autogroup", NICENESS.to_string()) {
+        debug!(%error, "the session's priority stays as it is");
+    }
 }
 
 /// Loading a module takes a power that the daemon does not keep. Whether it is there is for the daemon to see.

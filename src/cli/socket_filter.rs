@@ -11,7 +11,8 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{debug, info, warn};
 
-use super::{block_on, run::start_log};
+use super::block_on;
+use super::run::{raise_priority, start_log};
 use crate::confine::{Means, Needs, confine};
 use crate::daemon::Refusal;
 use crate::filter::{Filter, Stops, serve};
@@ -64,6 +65,8 @@ fn group(name: &str) -> Result<Gid, String> {
 
 pub(super) fn run(args: SocketFilterArgs) -> Result<ExitCode, Refusal> {
     start_log();
+    // The daemon waits for it, and containers for the daemon.
+    raise_priority();
     let failed = |error: io::Error| Refusal::system(format!("listen at {}", args.listen.display()), error);
     // Also where that is the engine's own.
     if UnixStream::connect(&args.listen).is_ok() {
@@ -90,14 +93,12 @@ pub(super) fn run(args: SocketFilterArgs) -> Result<ExitCode, Refusal> {
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
             debug!(%error, "systemd cannot be told");
         }
-        let filter = Filter {
-            engine: args.engine,
-            stops: if args.allow_stop {
-                Stops::Passed
-            } else {
-                Stops::Refused
-            },
+        let stops = if args.allow_stop {
+            Stops::Passed
+        } else {
+            Stops::Refused
         };
+        let filter = Filter::new(args.engine, stops);
         tokio::select! {
             () = serve::serve(listener, filter) => {}
             _ = terminate.recv() => {}

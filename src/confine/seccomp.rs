@@ -68,7 +68,7 @@ fn permitted(sockets: Sockets) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Error>
     // Neither may put words into the terminal that this was started from.
     rules.insert(
         libc::SYS_ioctl,
-        vec![rule([is_not(1, libc::TIOCSTI), is_not(1, libc::TIOCLINUX)])?],
+        vec![rule(INTO_TERMINALS.map(|request| is_not(1, request)))?],
     );
     let domain = |domain: libc::c_int| is(0, domain);
     let mut made = vec![rule([domain(libc::AF_UNIX)])?];
@@ -82,6 +82,9 @@ fn permitted(sockets: Sockets) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Error>
     rules.insert(libc::SYS_socket, made);
     Ok(rules)
 }
+
+/// `TIOCSTI` and `TIOCLINUX`, which the C libraries have as different types.
+const INTO_TERMINALS: [u64; 2] = [0x5412, 0x541c];
 
 /// Every kind of namespace.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
@@ -103,7 +106,7 @@ fn is(argument: u8, value: libc::c_int) -> Condition {
 }
 
 /// The kernel looks at the lower half of what an `ioctl` asks for.
-fn is_not(argument: u8, value: libc::c_ulong) -> Condition {
+fn is_not(argument: u8, value: u64) -> Condition {
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, value)
 }
 

@@ -1,10 +1,11 @@
-//! One Cofferdam at a time: a lock on a file that only root can open.
+//! One Cofferdam at a time: a lock on a file that only root and the daemon's user can open.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc::O_NOFOLLOW;
 
 use super::Refusal;
 
@@ -37,6 +38,8 @@ impl Lock {
             .truncate(false)
             .write(true)
             .mode(0o600)
+            // The directory may be the daemon's user's: root makes no file by way of a link there.
+            .custom_flags(O_NOFOLLOW)
             .open(&path)
             .map_err(failed)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

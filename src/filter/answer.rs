@@ -14,7 +14,7 @@ pub fn narrowed(passed: Passed, body: &[u8], engine: &Path) -> Option<Vec<u8>> {
     // As everywhere: what is no UTF-8 in a name stays different from every name.
     let mut answer: Value = serde_json::from_str(&String::from_utf8_lossy(body)).ok()?;
     match passed {
-        Passed::All => {}
+        Passed::All | Passed::Created => {}
         Passed::Container => {
             if let Some(config) = answer.get_mut("Config").and_then(Value::as_object_mut) {
                 config.remove("Env");

@@ -83,6 +83,8 @@ pub enum Passed {
     Container,
     /// With the word that a filter answered.
     Version,
+    /// All of it, and the network that it names is ours.
+    Created,
 }
 
 impl Call {
@@ -206,6 +208,7 @@ impl Call {
         match self.what {
             What::Container(_) => Passed::Container,
             What::Version => Passed::Version,
+            What::Create(_) => Passed::Created,
             _ => Passed::All,
         }
     }

@@ -1,8 +1,9 @@
 //! The socket, and the way to the engine and back. Each connection is for one request; each call opens the engine's socket anew.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::combinators::BoxBody;
@@ -46,11 +47,37 @@ pub enum Stops {
 }
 
 /// What stands between a client and an engine.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Filter {
     /// The engine's own socket.
-    pub engine: PathBuf,
-    pub stops: Stops,
+    engine: PathBuf,
+    stops: Stops,
+    ours: Ours,
+}
+
+/// Networks that are known to be ours, so that the engine is asked once for each: its labels never change, and its id never comes
+/// again.
+#[derive(Debug, Default)]
+struct Ours(Mutex<BTreeSet<String>>);
+
+impl Ours {
+    /// More than there can be on a host; then they are asked for again.
+    const MOST: usize = 4096;
+
+    fn has(&self, network: &str) -> bool {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(network)
+    }
+
+    fn insert(&self, network: &str) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= Self::MOST {
+            known.clear();
+        }
+        known.insert(network.to_owned());
+    }
 }
 
 type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -112,6 +139,15 @@ async fn connection(stream: UnixStream, filter: Arc<Filter>) {
 }
 
 impl Filter {
+    /// In front of the engine at that socket.
+    pub fn new(engine: PathBuf, stops: Stops) -> Self {
+        Self {
+            engine,
+            stops,
+            ours: Ours::default(),
+        }
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let called = format!("{} {}", request.method(), request.uri());
         let failure = match self.pass(request).await {
@@ -161,9 +197,12 @@ impl Filter {
         self.passed_on(call.passed(), answer).await
     }
 
-    /// Refuses to change a network that is somebody else's. Its labels never change, and its id never comes again.
+    /// Refuses to change a network that is somebody else's.
     async fn require_ours(&self, named: Named<'_>) -> Result<(), Failure> {
         let (Named::Id(network) | Named::Name(network)) = named;
+        if self.ours.has(network) {
+            return Ok(());
+        }
         let look = async {
             let answer = self
                 .ask(Method::GET, &format!("/networks/{network}"), None)
@@ -174,20 +213,17 @@ impl Filter {
         let (status, body) = timeout(PATIENCE, look)
             .await
             .unwrap_or_else(|elapsed| Err(self.failed(elapsed)))?;
-        let is_ours = match status {
+        match status {
             // The engine says so itself, or has a container forget it.
-            StatusCode::NOT_FOUND => true,
-            StatusCode::OK => {
-                let network: Value = serde_json::from_slice(&body).unwrap_or_default();
-                network.get("Labels").and_then(|labels| labels.get(MANAGED_LABEL)) == Some(&"true".into())
-            }
-            _ => false,
-        };
-        if is_ours {
-            Ok(())
-        } else {
-            Err(Refusal::NotOurs.into())
+            StatusCode::NOT_FOUND => return Ok(()),
+            StatusCode::OK if is_ours(&body) => {}
+            _ => return Err(Refusal::NotOurs.into()),
         }
+        // A name may be another network's soon.
+        if let Named::Id(id) = named {
+            self.ours.insert(id);
+        }
+        Ok(())
     }
 
     /// Makes a request of the engine.
@@ -232,13 +268,23 @@ impl Filter {
     async fn passed_on(&self, passed: Passed, answer: Response<Body>) -> Result<Response<Body>, Failure> {
         let status = answer.status();
         let kind = answer.headers().get(CONTENT_TYPE).cloned();
-        if passed == Passed::All || status != StatusCode::OK {
-            return Ok(with(status, kind, answer.into_body()));
+        match (passed, status) {
+            (Passed::Created, StatusCode::CREATED) => {
+                let body = self.collected(answer).await?;
+                let network: Value = serde_json::from_slice(&body).unwrap_or_default();
+                if let Some(id) = network.get("Id").and_then(Value::as_str) {
+                    self.ours.insert(id);
+                }
+                Ok(with(status, kind, whole(body)))
+            }
+            (Passed::Container | Passed::Version, StatusCode::OK) => {
+                let body = self.collected(answer).await?;
+                let narrowed = answer::narrowed(passed, &body, &self.engine);
+                let narrowed = narrowed.ok_or_else(|| self.failed("an answer that is no JSON"))?;
+                Ok(with(status, kind, whole(narrowed.into())))
+            }
+            _ => Ok(with(status, kind, answer.into_body())),
         }
-        let body = self.collected(answer).await?;
-        let narrowed = answer::narrowed(passed, &body, &self.engine);
-        let narrowed = narrowed.ok_or_else(|| self.failed("an answer that is no JSON"))?;
-        Ok(with(status, kind, whole(narrowed.into())))
     }
 
     fn failed(&self, source: impl Into<Fault>) -> Failure {
@@ -247,6 +293,12 @@ impl Filter {
             source: source.into(),
         }
     }
+}
+
+/// Whether an answer about a network shows our mark.
+fn is_ours(body: &[u8]) -> bool {
+    let network: Value = serde_json::from_slice(body).unwrap_or_default();
+    network.get("Labels").and_then(|labels| labels.get(MANAGED_LABEL)) == Some(&"true".into())
 }
 
 /// Ends a connection to the engine, should nobody wait for it any more.

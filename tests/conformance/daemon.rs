@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ pub(crate) struct Daemon {
     directory: tempfile::TempDir,
     pub(crate) docker_socket: PathBuf,
     log: PathBuf,
+    /// In front of the engine, where it is asked for.
+    _filter: Option<Child>,
     process: Option<Child>,
     pub(crate) life: Life,
     /// What `run` is given besides the paths.
@@ -53,6 +55,32 @@ fn cofferdam() -> &'static str {
     env!("CARGO_BIN_EXE_cofferdam")
 }
 
+/// The engine's own socket, or with `COFFERDAM_THROUGH_FILTER` that of a filter in front of it.
+fn engine_socket(lab: &Lab, directory: &Path, log: &Path) -> anyhow::Result<(PathBuf, Option<Child>)> {
+    if std::env::var_os("COFFERDAM_THROUGH_FILTER").is_none() {
+        return Ok((lab.socket(), None));
+    }
+    let socket = directory.join("filter/docker.sock");
+    let filter = Command::new(cofferdam())
+        .args(["socket-filter", "--allow-stop", "--listen"])
+        .arg(&socket)
+        .arg("--engine")
+        .arg(lab.socket())
+        .stdin(Stdio::null())
+        .stderr(File::options().append(true).open(log)?)
+        .kill_on_drop(true)
+        .spawn()
+        .context("cannot run cofferdam socket-filter")?;
+    let begun = Instant::now();
+    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        if begun.elapsed() > Duration::from_secs(10) {
+            bail!("the socket filter does not listen");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok((socket, Some(filter)))
+}
+
 impl Daemon {
     /// Everything it needs, but not running.
     pub(crate) fn prepare(lab: &Lab, log: PathBuf, without: bool) -> anyhow::Result<Self> {
@@ -67,10 +95,12 @@ impl Daemon {
         }
         File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let life = if without { Life::None } else { Life::Stopped };
+        let (docker_socket, filter) = engine_socket(lab, directory.path(), &log)?;
         let daemon = Self {
             directory,
-            docker_socket: lab.socket(),
+            docker_socket,
             log,
+            _filter: filter,
             process: None,
             life,
             arguments: Vec::new(),
@@ -175,7 +205,7 @@ impl Daemon {
     }
 
     /// `down` by another program, which may be made to die.
-    pub(crate) async fn down_by(&self, program: &std::path::Path, fault: &str) -> anyhow::Result<bool> {
+    pub(crate) async fn down_by(&self, program: &Path, fault: &str) -> anyhow::Result<bool> {
         let output = Command::new(program)
             .args(["down", "--yes", "--docker-socket"])
             .arg(&self.docker_socket)
