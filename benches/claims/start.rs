@@ -43,6 +43,9 @@ pub(crate) fn run(report: &mut Report) {
     runtime().block_on(starts(report));
 }
 
+type Time = fn(&Start) -> Option<f64>;
+type Holds = fn(&Start) -> bool;
+
 struct Stage {
     engine: Engine,
     witness: Witness,
@@ -168,12 +171,12 @@ async fn one(stage: &Stage, name: &str) -> Start {
     }
 }
 
-fn all(found: &[Start], of: fn(&Start) -> Option<f64>) -> Sample {
+fn all(found: &[Start], of: Time) -> Sample {
     Sample::new(found.iter().filter_map(of).collect())
 }
 
 fn tell(report: &mut Report, size: &str, found: &[Start]) {
-    let percent = |holds: fn(&Start) -> bool| {
+    let percent = |holds: Holds| {
         let count = found.iter().filter(|it| holds(it)).count();
         Sample::one(count as f64 * 100.0 / found.len() as f64)
     };
@@ -185,7 +188,7 @@ fn tell(report: &mut Report, size: &str, found: &[Start]) {
         None,
         Goal::None,
     );
-    let leads: [(&str, fn(&Start) -> bool); 2] = [
+    let leads: [(&str, Holds); 2] = [
         ("lead positive", |it| it.lead > 0.0),
         ("lead positive on the service network, too", |it| {
             it.lead_everywhere > 0.0
@@ -208,7 +211,7 @@ fn tell(report: &mut Report, size: &str, found: &[Start]) {
         None,
         Goal::AtLeast(99.0),
     );
-    let kinds: [(&str, fn(&Start) -> Option<f64>); 3] = [
+    let kinds: [(&str, Time); 3] = [
         ("connect to rights", |it| it.rights),
         ("port to bound", |it| Some(it.bound)),
         ("die to gone", |it| Some(it.gone)),
