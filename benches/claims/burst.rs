@@ -10,7 +10,7 @@ use crate::harness::{Goal, Report, Sample, between, runtime};
 use crate::product::{Daemon, PATIENCE, Setup, forget};
 use crate::real::{AT_ONCE, Engine, SHARED, Spec};
 use crate::resident::Role;
-use crate::witness::Witness;
+use crate::witness::{Witness, came};
 
 /// What stands beside the engine while it works, and the edge into a service of the policy that makes the difference.
 const WAYS: [(&str, Option<&str>); 3] = [
@@ -94,8 +94,11 @@ async fn one(engine: &Engine, witness: &Witness, count: usize, edge: Option<&str
         let told = engine.told(&spec.name, PATIENCE).await.expect("it tells");
         if daemon.is_some() {
             let running = engine.inspect(id).await;
-            let came = |of: &[IpAddr]| heard.iter().rfind(|it| it.is_of(of, true)).unwrap().at;
-            let (own, all) = (came(&running.addresses[SHARED]), came(&running.everywhere()));
+            let last_of = |of: &[IpAddr]| came(&heard, of).last().unwrap().at;
+            let (own, all) = (
+                last_of(&running.addresses[SHARED]),
+                last_of(&running.everywhere()),
+            );
             in_time += usize::from(own <= told.began);
             in_time_everywhere += usize::from(all <= told.began);
             last = last.max(all);

@@ -113,6 +113,9 @@ struct Found {
     among_events: Vec<f64>,
 }
 
+/// Those of one kind.
+type Times = fn(&Found) -> &Vec<f64>;
+
 struct Stage {
     engine: Engine,
     witness: Witness,
@@ -351,7 +354,7 @@ fn remove_rules() {
 }
 
 fn tell(report: &mut Report, sizes: &[usize], found: &BTreeMap<(Side, usize), Found>) {
-    let kinds: [(&str, fn(&Found) -> &Vec<f64>); 4] = [
+    let kinds: [(&str, Times); 4] = [
         ("start to enforced", |it| &it.to_enforced),
         ("change of one rule", |it| &it.changes),
         ("start of a container until it could connect", |it| &it.reactions),

@@ -178,13 +178,15 @@ impl Engine {
 
     /// Ends and removes containers.
     pub(crate) async fn remove(&self, ids: &[String]) {
-        let options = || RemoveContainerOptions {
-            force: true,
-            v: true,
-            ..Default::default()
-        };
-        let removed = stream::iter(ids)
-            .map(|id| self.docker.remove_container(id, Some(options())))
+        let removed = stream::iter(ids.to_vec())
+            .map(|id| async move {
+                let options = RemoveContainerOptions {
+                    force: true,
+                    v: true,
+                    ..Default::default()
+                };
+                self.docker.remove_container(&id, Some(options)).await
+            })
             .buffer_unordered(AT_ONCE)
             .try_collect::<()>();
         removed.await.unwrap();

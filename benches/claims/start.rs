@@ -1,13 +1,15 @@
 //! The moment of a start, on the real engine: whether the rules are in the kernel before the container's first instruction, and
 //! how long each event takes to reach the kernel. Heard from outside: from the engine, the kernel and the container.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+
+use jiff::Timestamp;
 
 use crate::harness::{Goal, Report, Sample, between, runtime};
 use crate::product::{Daemon, PATIENCE, Setup};
 use crate::real::{Engine, Event, Events, SHARED, Spec};
 use crate::resident::{Role, from_fork_to_clock};
-use crate::witness::{Heard, What, Witness};
+use crate::witness::{Heard, What, Witness, came};
 
 const PORT: u16 = 8080;
 const POLICY: &str = "
@@ -28,8 +30,8 @@ struct Start {
     lead: f64,
     /// The same of all its networks: it may run before the engine has attached it to a service network.
     lead_everywhere: f64,
-    /// From `network connect` to the first of what the address may do.
-    rights: f64,
+    /// From `network connect` to the first of what the address may do. Of some starts the engine tells no connect.
+    rights: Option<f64>,
     /// From the port that has the container behind it to the first of who is behind that port.
     bound: f64,
     /// From `die` to the last of who is behind a port.
@@ -40,6 +42,9 @@ struct Start {
 pub(crate) fn run(report: &mut Report) {
     runtime().block_on(starts(report));
 }
+
+type Time = fn(&Start) -> Option<f64>;
+type Holds = fn(&Start) -> bool;
 
 struct Stage {
     engine: Engine,
@@ -145,39 +150,37 @@ async fn one(stage: &Stage, name: &str) -> Start {
 
     let (ended, events) = (witness.take(), events.take());
     let (own, everywhere) = (&running.addresses[SHARED], running.everywhere());
-    let came = |of: &[IpAddr]| -> Vec<&Heard> { started.iter().filter(|it| it.is_of(of, true)).collect() };
-    let event = |action: &str, name: &str| -> &Event {
+    let told_at = |action: &str, name: &str| -> Option<Timestamp> {
         let is_it = |it: &&Event| it.action == action && it.container == id && it.name == name;
-        let found = events.iter().find(is_it);
-        found.unwrap_or_else(|| panic!("no {action} of {name} among {events:?}"))
+        events.iter().find(is_it).map(|it| it.at)
     };
     let is_port = |it: &&Heard| matches!(it.what, What::Port { bridge } if bridge == stage.bridge);
     let port = started.iter().find(is_port).unwrap();
-    let rights = came(own).into_iter().find(|it| !it.binds()).unwrap();
-    let bound = came(own).into_iter().find(|it| it.binds()).unwrap();
+    let rights = came(&started, own).into_iter().find(|it| !it.binds()).unwrap();
+    let bound = came(&started, own).into_iter().find(|it| it.binds()).unwrap();
     let gone = ended
         .iter()
         .rfind(|it| it.binds() && it.is_of(&everywhere, false));
     Start {
-        lead: between(came(own).last().unwrap().at, told.began) - stage.to_clock,
-        lead_everywhere: between(came(&everywhere).last().unwrap().at, told.began) - stage.to_clock,
-        rights: between(event("connect", SHARED).at, rights.at),
+        lead: between(came(&started, own).last().unwrap().at, told.began) - stage.to_clock,
+        lead_everywhere: between(came(&started, &everywhere).last().unwrap().at, told.began) - stage.to_clock,
+        rights: told_at("connect", SHARED).map(|it| between(it, rights.at)),
         bound: between(port.at, bound.at),
-        gone: between(event("die", name).at, gone.unwrap().at),
+        gone: between(told_at("die", name).unwrap(), gone.unwrap().at),
         is_first_attempt: told.connected.is_some_and(|(_, attempt)| attempt == 1),
     }
 }
 
-fn all(found: &[Start], of: fn(&Start) -> f64) -> Sample {
-    Sample::new(found.iter().map(of).collect())
+fn all(found: &[Start], of: Time) -> Sample {
+    Sample::new(found.iter().filter_map(of).collect())
 }
 
 fn tell(report: &mut Report, size: &str, found: &[Start]) {
-    let percent = |holds: fn(&Start) -> bool| {
+    let percent = |holds: Holds| {
         let count = found.iter().filter(|it| holds(it)).count();
         Sample::one(count as f64 * 100.0 / found.len() as f64)
     };
-    let lead = all(found, |it| it.lead);
+    let lead = all(found, |it| Some(it.lead));
     report.figure(
         &format!("start, lead before the first instruction: {size}"),
         "ms",
@@ -185,7 +188,7 @@ fn tell(report: &mut Report, size: &str, found: &[Start]) {
         None,
         Goal::None,
     );
-    let leads: [(&str, fn(&Start) -> bool); 2] = [
+    let leads: [(&str, Holds); 2] = [
         ("lead positive", |it| it.lead > 0.0),
         ("lead positive on the service network, too", |it| {
             it.lead_everywhere > 0.0
@@ -208,10 +211,10 @@ fn tell(report: &mut Report, size: &str, found: &[Start]) {
         None,
         Goal::AtLeast(99.0),
     );
-    let kinds: [(&str, fn(&Start) -> f64); 3] = [
+    let kinds: [(&str, Time); 3] = [
         ("connect to rights", |it| it.rights),
-        ("port to bound", |it| it.bound),
-        ("die to gone", |it| it.gone),
+        ("port to bound", |it| Some(it.bound)),
+        ("die to gone", |it| Some(it.gone)),
     ];
     for (what, of) in kinds {
         let times = all(found, of);

@@ -147,6 +147,26 @@ fn holds(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|it| it == part)
 }
 
+/// The elements of these addresses, as they came. What is announced again while it is there, because its whole table is put in
+/// place again in one transaction, did not come then.
+pub(crate) fn came<'a>(heard: &'a [Heard], of: &[IpAddr]) -> Vec<&'a Heard> {
+    let (mut there, mut new) = (BTreeSet::new(), Vec::new());
+    for it in heard {
+        match &it.what {
+            What::Element {
+                came: true, bytes, ..
+            } if it.is_of(of, true) && there.insert(bytes) => new.push(it),
+            What::Element {
+                came: false, bytes, ..
+            } => {
+                there.remove(bytes);
+            }
+            _ => {}
+        }
+    }
+    new
+}
+
 impl Heard {
     /// Whether an element with one of these addresses in its key came (or else went).
     pub(crate) fn is_of(&self, addresses: &[IpAddr], wanted: bool) -> bool {
