@@ -8,6 +8,7 @@
 //! | `COFFERDAM_CASES` | a case file or a directory of them; else `tests/conformance/` |
 //! | `COFFERDAM_ONLY` | only these cases: `C061,C066`; the runner's test of itself is then left out |
 //! | `COFFERDAM_SELFTEST` | `only`, `off`, or `on` |
+//! | `COFFERDAM_IP_FAMILY` | `dual`: cases made for IPv4 have networks of both families, and are probed over both |
 //! | `COFFERDAM_DAEMON` | `none`: judge plain Docker, for work on the runner |
 #![allow(
     clippy::disallowed_methods,
@@ -65,7 +66,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use capability::Decision;
-use case::{Entry, Unreadable};
+use case::{Entry, IpFamily, Unreadable};
 use engine::{Lab, target_directory};
 use report::{Report, Verdict};
 use run::With;
@@ -205,7 +206,7 @@ fn load() -> anyhow::Result<Vec<Entry>> {
         let text =
             std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         match case::parse(&text) {
-            Ok(cases) => entries.extend(cases),
+            Ok(cases) => entries.extend(cases.into_iter().map(|entry| entry.map(in_family))),
             Err(reason) => entries.push(Err(Unreadable {
                 id: file
                     .file_name()
@@ -220,6 +221,20 @@ fn load() -> anyhow::Result<Vec<Entry>> {
         bail!("{} holds no cases", place.display());
     }
     Ok(entries)
+}
+
+/// The case with the address families that `COFFERDAM_IP_FAMILY` asks for. Where an external host has IPv4 alone, probes do not
+/// ask for more.
+fn in_family(mut case: case::Case) -> case::Case {
+    let topology = &mut case.topology;
+    let both = topology.externals.iter().all(|external| external.ip6.is_some());
+    if setting("COFFERDAM_IP_FAMILY").as_deref() == Some("dual")
+        && topology.ip_family == IpFamily::Ipv4
+        && both
+    {
+        topology.ip_family = IpFamily::Dual;
+    }
+    case
 }
 
 fn files_in(directory: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
