@@ -193,7 +193,11 @@ fn two_projects_come_up_are_scaled_recreated_and_taken_down() {
     let mut stage = Stage::open();
     let early = stage.try_compose("reports", &["up", "-d"]);
     assert!(!early.status.success(), "a network that is not there is named");
-    assert!(said(&early).contains("could not be found"), "{}", said(&early));
+    let reason = said(&early);
+    assert!(
+        reason.contains("cofferdam-shop-db") && reason.contains("found"),
+        "{reason}"
+    );
 
     stage.compose("shop", &["up", "-d"]);
     stage.shop_holds(1);
