@@ -1,10 +1,11 @@
 # What people do with the project. `demo`, `test` and `setup` install Debian packages and make network namespaces: run them as root.
-.PHONY: help setup build demo test faults soak lint bench
+.PHONY: help setup build demo test faults engines soak lint bench
 
 help:
 	@echo "make demo    a shop of real servers on a private Docker Engine, without and with Cofferdam"
 	@echo "make test    every test; those that need an engine get a private one"
 	@echo "make faults  of the tests, only faults, races and hostile containers, with a leak probe; about 15 minutes"
+	@echo "make engines  what depends on the engine, on Docker Engine 20.10, 26.1 and 28.5 from Debian's packages, and a table of it; an hour"
 	@echo "make soak    the same again and again, ROUNDS=20 times, until something fails"
 	@echo "make lint    format, clippy and shell syntax"
 	@echo "make bench   the benchmarks, as root in namespaces of their own; ARGS=--quick: whether they still work"
@@ -13,7 +14,7 @@ help:
 setup:
 	@[ "$$(id -u)" = 0 ] || { echo "packages, namespaces and dockerd need root: run make as root" >&2; exit 1; }
 	@command -v cargo >/dev/null || { echo "there is no cargo on PATH: install Rust from https://rustup.rs" >&2; exit 1; }
-	@tests/engine/private-engine setup jq git openssh-client chromium chromium-driver systemd
+	@tests/engine/private-engine setup jq git openssh-client chromium chromium-driver systemd docker-compose
 
 build:
 	cargo build --locked
@@ -27,13 +28,17 @@ test: setup
 faults: setup
 	@tests/run faults
 
+engines: setup
+	@tests/engine/private-engine setup debootstrap
+	@tests/engines $(ENGINES)
+
 soak: setup
 	@for round in $$(seq "$${ROUNDS:-20}"); do echo "round $$round"; tests/run faults || exit 1; done
 
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	@for script in tests/run tests/engine/private-engine .ci/run examples/shop/*.sh examples/shop/*/*.sh examples/gitops/ci/policy.sh \
+	@for script in tests/run tests/engines tests/engine/private-engine tests/engine/root .ci/run examples/shop/*.sh examples/shop/*/*.sh examples/gitops/ci/policy.sh \
 		examples/gitops/hooks/pre-commit examples/monitoring/check.sh docs/pictures/make; do \
 		bash -n "$$script" || exit 1; \
 		if command -v shellcheck >/dev/null; then shellcheck "$$script" || exit 1; fi; \

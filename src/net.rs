@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use self::ranges::Ranges;
 
@@ -141,13 +141,14 @@ impl Family {
 }
 
 /// The part of a service network's subnet that addresses come from where a container joins without naming one, as Compose has it
-/// do: the last quarter, and of IPv6 a /96. Ours are from before it, so that nobody is given what a stopped container was
-/// promised, which could not start then. `None`: the subnet is too small to be parted.
+/// do: the last 32, of a small one the last quarter, and of IPv6 a /96. Ours are from before it, so that nobody is given what a
+/// stopped container was promised, which could not start then. `None`: the subnet is too small to be parted.
 pub fn engine_share(subnet: IpNet) -> Option<IpNet> {
     match subnet {
         IpNet::V4(net) => {
-            let quarters = net.subnets(net.prefix_len() + 2).ok()?;
-            quarters.last().map(IpNet::V4)
+            let length = (net.prefix_len() + 2).max(27);
+            let share = Ipv4Net::new(net.broadcast(), length).ok()?;
+            Some(IpNet::V4(share.trunc()))
         }
         IpNet::V6(net) => {
             let first = u128::from(net.network()).checked_add(1 << 32)?;

@@ -9,6 +9,8 @@
 //! | `COFFERDAM_ONLY` | only these cases: `C061,C066`; the runner's test of itself is then left out |
 //! | `COFFERDAM_SELFTEST` | `only`, `off`, or `on` |
 //! | `COFFERDAM_THROUGH_FILTER` | set: the daemon reaches the engine by `socket-filter` only |
+//! | `COFFERDAM_IP_FAMILY` | `dual`: cases made for IPv4 have networks of both families, and are probed over both |
+//! | `COFFERDAM_PATIENCE` | on a machine with other work: so many times the time that a case gives for convergence |
 //! | `COFFERDAM_DAEMON` | `none`: judge plain Docker, for work on the runner |
 #![allow(
     clippy::disallowed_methods,
@@ -66,7 +68,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use capability::Decision;
-use case::{Entry, Unreadable};
+use case::{Entry, IpFamily, Unreadable};
 use engine::{Lab, target_directory};
 use report::{Report, Verdict};
 use run::With;
@@ -206,7 +208,7 @@ fn load() -> anyhow::Result<Vec<Entry>> {
         let text =
             std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         match case::parse(&text) {
-            Ok(cases) => entries.extend(cases),
+            Ok(cases) => entries.extend(cases.into_iter().map(|entry| entry.map(adapted))),
             Err(reason) => entries.push(Err(Unreadable {
                 id: file
                     .file_name()
@@ -221,6 +223,26 @@ fn load() -> anyhow::Result<Vec<Entry>> {
         bail!("{} holds no cases", place.display());
     }
     Ok(entries)
+}
+
+/// The case with the address families and the patience that the settings ask for. Where an external host has IPv4 alone, probes
+/// do not ask for more.
+fn adapted(mut case: case::Case) -> case::Case {
+    let topology = &mut case.topology;
+    let both = topology.externals.iter().all(|external| external.ip6.is_some());
+    if setting("COFFERDAM_IP_FAMILY").as_deref() == Some("dual")
+        && topology.ip_family == IpFamily::Ipv4
+        && both
+    {
+        topology.ip_family = IpFamily::Dual;
+    }
+    if let Some(times) = setting("COFFERDAM_PATIENCE").and_then(|times| times.parse::<u64>().ok()) {
+        case.defaults.converge_ms *= times;
+        for within in case.steps.iter_mut().filter_map(|step| step.within_ms.as_mut()) {
+            *within *= times;
+        }
+    }
+    case
 }
 
 fn files_in(directory: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {

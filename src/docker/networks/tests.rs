@@ -50,7 +50,7 @@ fn who_asks_for_no_address_gets_none_of_ours() {
             .map(|it| (it.ip_range.unwrap(), it.gateway))
             .collect::<Vec<_>>()
     };
-    let ranges = ["10.213.4.192/26", "fd00::1:0:0/96"];
+    let ranges = ["10.213.4.224/27", "fd00::1:0:0/96"];
     let gateways = ["10.213.4.1", "fd00::1"].map(|it| Some(it.to_owned()));
     let old: Vec<_> = ranges.map(str::to_owned).into_iter().zip(gateways).collect();
     assert_eq!(configs((1, 47)), old, "the gateway is not the first of the range");

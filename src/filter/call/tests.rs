@@ -19,7 +19,7 @@ fn create() -> Value {
         "Internal": true,
         "EnableIPv6": true,
         "IPAM": { "Config": [
-            { "Subnet": "10.213.0.0/24", "IPRange": "10.213.0.192/26", "Gateway": "10.213.0.1" },
+            { "Subnet": "10.213.0.0/24", "IPRange": "10.213.0.224/27", "Gateway": "10.213.0.1" },
             { "Subnet": "fd63:6f66:6665::/64", "IPRange": "fd63:6f66:6665::1:0:0/96", "Gateway": "fd63:6f66:6665::1" },
         ] },
         "Options": {

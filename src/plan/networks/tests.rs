@@ -188,15 +188,15 @@ fn an_address_that_was_given_up_is_the_last_to_be_used_again() {
 fn what_the_engine_gave_away_by_itself_is_beyond_ours() {
     let mut next = handed_out("10.213.0.0/24");
     assert_eq!(
-        next(&[192, 193]),
+        next(&[224, 225]),
         Some(2),
         "it begins at the first, not after these"
     );
-    assert_eq!(next(&[2, 192]), Some(3));
-    let all: Vec<u32> = (2..=190).collect();
-    assert_eq!(next(&all), Some(191));
-    let all: Vec<u32> = (2..=191).collect();
-    assert_eq!(next(&all), None, "192 and later are the engine's share");
+    assert_eq!(next(&[2, 224]), Some(3));
+    let all: Vec<u32> = (2..=222).collect();
+    assert_eq!(next(&all), Some(223));
+    let all: Vec<u32> = (2..=223).collect();
+    assert_eq!(next(&all), None, "224 and later are the engine's share");
 }
 
 #[test]
