@@ -11,6 +11,7 @@
 //! | `COFFERDAM_THROUGH_FILTER` | set: the daemon reaches the engine by `socket-filter` only |
 //! | `COFFERDAM_IP_FAMILY` | `dual`: cases made for IPv4 have networks of both families, and are probed over both |
 //! | `COFFERDAM_PATIENCE` | on a machine with other work: so many times the time that a case gives for convergence |
+//! | `COFFERDAM_LACKS` | what this engine cannot do as it is set: cases that require it are skipped (`hairpin`) |
 //! | `COFFERDAM_DAEMON` | `none`: judge plain Docker, for work on the runner |
 #![allow(
     clippy::disallowed_methods,
@@ -172,6 +173,11 @@ async fn one(lab: &Lab, entry: Entry, with: With, logs: &Path, report: &mut Repo
         }
     };
     let lacking = Translator::lacking(&case);
+    let without = setting("COFFERDAM_LACKS").filter(|name| case.requires.contains(name));
+    if let Some(name) = without {
+        let verdict = Verdict::Skipped(format!("the engine lacks {name}"));
+        return report.case(&case.id, &case.name, &verdict, begun.elapsed());
+    }
     let verdict = match capability::decide(&case.requires, lacking, lab.sctp) {
         Decision::Skip(reason) => Verdict::Skipped(reason),
         Decision::Unknown(name) => {
