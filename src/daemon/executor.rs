@@ -20,7 +20,9 @@ use crate::kernel::neighbour::{AdvertisementError, Advertisements, insert_advert
 use crate::kernel::nft::{Nft, NftError};
 use crate::plan::check;
 use crate::plan::networks::NetworkStep;
-use crate::plan::ruleset::{ChainName, ElementAction, ElementChange, Hook, Ruleset, SetRef, TableFamily};
+use crate::plan::ruleset::{
+    ChainName, ElementAction, ElementChange, Hook, Ruleset, SetKind, SetRef, SetSpec, TableFamily,
+};
 use crate::plan::{KernelStep, LinkStep, Plan, Planner};
 
 /// Everything of the kernel that a plan is carried out with.
@@ -114,7 +116,9 @@ impl Kernel {
             let applied = planner.ledger().applied();
             let nothing = BTreeMap::new();
             for (family, table) in &planner.structure().ruleset.tables {
-                for (name, spec) in &table.sets {
+                // Packets fill the others.
+                let kept = |spec: &SetSpec| spec.kind != SetKind::Shares;
+                for (name, spec) in table.sets.iter().filter(|(_, spec)| kept(spec)) {
                     let set = SetRef {
                         table: *family,
                         set: name.clone(),

@@ -5,7 +5,6 @@ mod policy;
 mod seen;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::ready;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,6 +61,8 @@ const DOUBT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// While there is always something to do, the status is published this often.
 const UNPUBLISHED: Duration = Duration::from_millis(200);
+/// The status grows with the host: making it takes no more than one part in so many of the time.
+const STATUS_SHARE: u32 = 20;
 
 /// Why a pass runs, for the log: the first cause that came since the last pass.
 type Cause = &'static str;
@@ -99,7 +100,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             () = sleep(daemon.expiry.next(Timestamp::now())) => daemon.end_edges(),
             _ = inputs.tick.tick() => daemon.resync("slow timer").await,
             () = sleep(daemon.manager.next_beat()) => None,
-            () = ready(()), if daemon.unpublished => {
+            () = sleep(daemon.until_publishing()), if daemon.unpublished => {
                 daemon.publish();
                 None
             }
@@ -232,6 +233,8 @@ struct Daemon {
     /// Whether a pass was made since the status was published, and when that was.
     unpublished: bool,
     published: Instant,
+    /// For how long from then on it is not made again.
+    rest: Duration,
     status: watch::Sender<Arc<Status>>,
     in_force: watch::Sender<Arc<InForce>>,
     /// What is wrong with the HTTP server, where there is one.
@@ -363,6 +366,7 @@ impl Daemon {
             informant,
             unpublished: false,
             published: Instant::now(),
+            rest: Duration::ZERO,
             status,
             in_force,
             http,

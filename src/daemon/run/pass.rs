@@ -149,9 +149,14 @@ impl Daemon {
         }
         // The next pass does not wait for the status of this one, for a moment.
         self.unpublished = true;
-        if self.published.elapsed() > UNPUBLISHED {
+        if self.published.elapsed() > UNPUBLISHED.max(self.rest) {
             self.publish();
         }
+    }
+
+    /// How long the status of the last pass is still to wait.
+    pub(super) fn until_publishing(&self) -> Duration {
+        self.rest.saturating_sub(self.published.elapsed())
     }
 
     fn measure_pass(&mut self, cause: Cause, started: Instant) {
@@ -319,8 +324,8 @@ impl Daemon {
 
     pub(super) fn publish(&mut self) {
         fault::point("before-publish");
+        let begun = Instant::now();
         self.unpublished = false;
-        self.published = Instant::now();
         let mut status = Status::starting();
         status.observe(&self.planner);
         status.policy = self.policy.clone();
@@ -386,5 +391,7 @@ impl Daemon {
         self.manager.status(&status);
         // Nobody may be asking.
         self.status.send_replace(Arc::new(status));
+        self.published = Instant::now();
+        self.rest = begun.elapsed().saturating_mul(STATUS_SHARE);
     }
 }

@@ -221,10 +221,10 @@ impl Planner {
         }
     }
 
-    /// A newer reading may confirm what waits for it; an older one may take that back.
+    /// A newer reading may confirm what waits for it; an older one may take that back. One of the same moment says nothing new.
     pub(super) fn note_confirmation(&mut self, container: &ContainerId, before: Option<Moment>, now: Moment) {
         let waits = self.unconfirmed.contains_key(container) || !self.occupants.knows(container);
-        if waits || before.is_none_or(|before| before > now) {
+        if before.is_none_or(|before| before > now || waits && before < now) {
             self.dirty.containers.insert(container.clone());
         }
     }

@@ -4,9 +4,9 @@ mod incremental;
 
 use super::*;
 use crate::inventory::links::Peer;
-use crate::inventory::{Facts, NetworkMode};
+use crate::inventory::{Facts, NetworkMode, Published};
 use crate::model::Unmanaged;
-use crate::net::Mac;
+use crate::net::{Mac, Transport};
 use crate::policy::{self, SourceFile};
 
 const BRIDGE: u32 = 2;
@@ -144,6 +144,13 @@ impl Scene {
         self.planner.start_ending(BTreeSet::new)
     }
 
+    /// Whether the kernel lets the address dial port 8080 of the host.
+    fn dials(&self, number: u8) -> bool {
+        let applied = self.planner.ledger().applied();
+        let mut elements = applied.iter().filter(|(set, _)| set.set.as_str() == "hairpin4");
+        elements.any(|(_, keys)| keys.keys().any(|key| key.address() == Some(address(number))))
+    }
+
     /// Whether the kernel binds the address to a port: without that nothing of it passes.
     fn is_open(&self, number: u8) -> bool {
         let applied = self.planner.ledger().applied();
@@ -196,6 +203,37 @@ fn an_address_that_changes_hands_is_closed_until_its_connections_are_gone() {
     assert!(scene.is_open(3));
     assert!(!scene.planner.is_ending());
     assert_eq!(scene.planner.plan().kernel, KernelStep::Nothing);
+}
+
+#[test]
+fn an_address_that_two_containers_have_dials_no_published_port() {
+    let mut scene = Scene::new();
+    let mut server = scene
+        .planner
+        .inventory()
+        .container(&id("server"))
+        .unwrap()
+        .clone();
+    server.published.insert(Published {
+        address: [0, 0, 0, 0].into(),
+        transport: Transport::Tcp,
+        host_port: 8080,
+        container_port: 80,
+    });
+    let now = scene.planner.moment();
+    scene.planner.upsert_container(server, now);
+    scene.carry_out();
+    assert!(scene.dials(3), "it may call the server");
+    // The end of the first was missed; the second may not.
+    scene.start("next", "other", 3);
+    scene.carry_out();
+    assert!(!scene.dials(3));
+    scene.stop("next");
+    scene.carry_out();
+    let ending = scene.ending().unwrap();
+    scene.planner.flows_ended(ending.number);
+    scene.carry_out();
+    assert!(scene.dials(3), "and the first may again");
 }
 
 #[test]

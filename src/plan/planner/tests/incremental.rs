@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::inventory::{MANAGED_LABEL, Power, Published, SERVICE_LABEL};
+use crate::inventory::{MANAGED_LABEL, Power, SERVICE_LABEL};
 use crate::model::ServiceNetworks;
-use crate::net::Transport;
 
 const CONTAINERS: usize = 5;
 /// The last two carry our labels.
@@ -410,9 +409,10 @@ fn anew(planner: &Planner) -> Planner {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn what_is_kept_up_is_what_follows_from_everything(
-        events in prop::collection::vec((0..40_usize, any::<u64>()), 1..60),
+        events in prop::collection::vec((0..40_usize, any::<u64>()), 1..40),
     ) {
         let mut story = Story::new();
         for (kind, number) in events {
