@@ -26,6 +26,7 @@ use proptest::test_runner::TestRunner;
 
 use draft::{At, Draft, End, OUTSIDE, PolicyDraft, endpoint, expected, policies, write_policy};
 use flow::{Outcome, Target, exchange};
+use netns::sh;
 use socket::Proto;
 use stage::{PLACES, build, enter, namespace_of, tell_links};
 
@@ -246,7 +247,7 @@ async fn compare() {
     assert!(lost.is_empty(), "without rules, these did not pass: {lost:?}");
 
     let mut runner = TestRunner::new(ProptestConfig::default());
-    let (mut count, mut passed, mut denied) = (0, 0, 0);
+    let (mut count, mut passed, mut denied, mut reported) = (0, 0, 0, false);
     while count < POLICIES && started.elapsed() < LONGEST {
         let (draft, containers, closed) = generated(&mut runner);
         let files = write_policy(&draft);
@@ -273,11 +274,18 @@ async fn compare() {
             &wrong[..wrong.len().min(5)],
             text.join("\n")
         );
+        // What packets put into our tables is no change by others, as an element of somebody's is.
+        reported |= sh("nft list set inet cofferdam senders").contains("elements");
+        assert_eq!(kernel.difference(&planner).unwrap(), None);
+        if count == 0 {
+            sh("nft add element inet cofferdam guarded '{ somebody0 }'");
+            assert_eq!(kernel.difference(&planner).unwrap(), Some("elements"));
+        }
         passed += probes.iter().filter(|probe| allowed(probe)).count();
         denied += probes.iter().filter(|probe| !allowed(probe)).count();
         count += 1;
     }
     println!("{count} policies, {passed} packets passed and {denied} were denied, as declared");
     assert!(count >= 12, "only {count} policies in {LONGEST:?}");
-    assert!(passed > 0 && denied > 0);
+    assert!(passed > 0 && denied > 0 && reported);
 }
