@@ -352,7 +352,7 @@ mod tests {
             // Every other port: none touches the next.
             let ports: Vec<_> = ports.map(|it| (it * 2).to_string()).collect();
             let text = format!(
-                "cofferdam: 1\nsegment: s\nservices: {{ a: {{}} }}\nallow: [{{ from: a, to: world, ports: [{}] }}]\n",
+                "cofferdam: 1\nsegment: s\nservices: {{ a: {{ select: {{ labels: {{ a: b }} }} }} }}\nallow: [{{ from: a, to: world, ports: [{}] }}]\n",
                 ports.join(", ")
             );
             let file = SourceFile {
