@@ -434,14 +434,13 @@ fn it_is_ready_when_the_rules_stand_and_beats_as_long_as_it_goes_round() {
             .any(|it| it.contains("RELOADING=1") && it.contains("MONOTONIC_USEC="))
     };
     manager.heard.clear();
-    daemon.signal(Signal::SIGHUP);
+    let send = |signal| drop(engine.script(&["exec"], &["kill", signal, pid.trim()]));
+    send("-HUP");
     manager.expect(20, "READY=1");
     assert!(reloads(&manager.heard), "{:?}", manager.heard);
 
     // A loop that hangs is noticed: nothing comes any more.
-    let stopped = engine.script(&["exec"], &["pgrep", "-x", "cofferdam"]);
-    let pid = stopped.trim().to_owned();
-    engine.script(&["exec"], &["kill", "-STOP", &pid]);
+    send("-STOP");
     manager.hear(Duration::from_millis(500), None);
     manager.heard.clear();
     manager.hear(Duration::from_secs(2), None);
