@@ -70,7 +70,7 @@ pub fn settings_file(bytes: &[u8]) {
         assert_eq!(settings.options.stamp.count_ones(), 1, "the stamp is one bit");
         let pools = &settings.pools;
         assert!(pools.ipv4_prefix <= 29 && pools.ipv4_prefix >= pools.ipv4.prefix_len());
-        let _free = pools.free_subnets([]).next();
+        let _free = pools.free_subnets([]).take();
     }
 }
 

@@ -226,7 +226,7 @@ impl<'a> Ground<'a> {
         let mut free = self.pools.free_subnets(taken);
         for network in missing {
             let Some(bridge) = network.bridge() else { continue };
-            let (ipv4, ipv6) = free.next()?;
+            let (ipv4, ipv6) = free.take()?;
             steps.push(NetworkStep::Create {
                 service: network.service.clone(),
                 name: network.name.clone(),

@@ -50,7 +50,7 @@ impl FreeSubnets<'_> {
     ///
     /// # Errors
     /// When a pool has none left.
-    pub fn next(&mut self) -> Result<(Ipv4Net, Option<Ipv6Net>), PoolExhausted> {
+    pub fn take(&mut self) -> Result<(Ipv4Net, Option<Ipv6Net>), PoolExhausted> {
         let taken = &self.taken;
         let exhausted = |pool| PoolExhausted { pool };
         let ipv4 = self

@@ -140,15 +140,15 @@ fn steps(wanted: &Wanted, inventory: &Inventory) -> Vec<NetworkStep> {
 fn subnets_avoid_networks_and_routes_and_end_with_the_pool() {
     let pools = pools();
     let mut free = pools.free_subnets(nets(&["10.213.0.128/25", "10.213.1.0/24", "fd00:0:0:1::/80"]));
-    let (ipv4, ipv6) = free.next().unwrap();
+    let (ipv4, ipv6) = free.take().unwrap();
     assert_eq!(ipv4.to_string(), "10.213.2.0/24");
     assert_eq!(ipv6.unwrap().to_string(), "fd00::/64");
-    let (ipv4, ipv6) = free.next().unwrap();
+    let (ipv4, ipv6) = free.take().unwrap();
     assert_eq!(ipv4.to_string(), "10.213.3.0/24");
     assert_eq!(ipv6.unwrap().to_string(), "fd00:0:0:2::/64");
-    let error = free.next().unwrap_err();
+    let error = free.take().unwrap_err();
     assert_eq!(error.pool.to_string(), "10.213.0.0/22");
-    let taken = |net: &str| pools.free_subnets(nets(&[net])).next().is_err();
+    let taken = |net: &str| pools.free_subnets(nets(&[net])).take().is_err();
     assert!(taken("10.0.0.0/8") && taken("10.213.0.0/22") && !taken("10.213.0.0/23"));
     assert!(taken("fd00::/16"), "IPv6 is not given up silently");
 }

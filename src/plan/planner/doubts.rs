@@ -73,9 +73,10 @@ impl Planner {
         doubts
     }
 
-    pub(super) fn note(&mut self, mut changes: Changes) {
-        self.dirty.containers.append(&mut changes.containers);
-        self.dirty.networks.append(&mut changes.networks);
+    pub(super) fn note(&mut self, changes: Changes) {
+        // `append` would make the whole set anew for each of a thousand events.
+        self.dirty.containers.extend(changes.containers);
+        self.dirty.networks.extend(changes.networks);
     }
 
     /// What a network that is no more as it was leaves behind: its bridge may be nobody's, and its service without one.

@@ -192,7 +192,7 @@ impl Planner {
         let taken = others
             .flat_map(|network| network.subnets.iter().copied())
             .chain(self.routes.iter().copied());
-        self.pools.free_subnets(taken).next().err()
+        self.pools.free_subnets(taken).take().err()
     }
 
     /// A port that is new, or that another Ethernet address is behind, or that has moved: what the engine said earlier does

@@ -172,15 +172,11 @@ impl Planner {
 
     /// Compiles when the policy changed or an identity appeared. Returns whether elements must be derived anew.
     fn refresh_structure(&mut self, dirty: &Dirty) -> bool {
-        let identity = |standing| match standing {
-            &Standing::Managed(ref identity) => Some(identity),
-            Standing::Unmanaged | Standing::Quarantined(_) | Standing::Isolated(_) => None,
-        };
         let mut concerned = dirty.containers.iter().filter_map(|id| self.standings.get(id));
-        if !dirty.rights && concerned.all(|it| identity(it).is_none_or(|it| self.structure.knows(it))) {
+        if !dirty.rights && concerned.all(|it| managed(it).is_none_or(|it| self.structure.knows(it))) {
             return false;
         }
-        let present = self.standings.values().filter_map(identity).cloned();
+        let present = self.standings.values().filter_map(managed).cloned();
         let declared = self.rights.policy.services.keys().cloned().map(Identity::of);
         let identities: BTreeSet<Identity> = present.chain(declared).collect();
         let structure = compile(&self.rights, &identities, self.options);
@@ -273,5 +269,13 @@ impl Planner {
                 self.unset.extend(port.map(|it| it.index));
             }
         }
+    }
+}
+
+/// The identity of a container that has the rights of its services.
+fn managed(standing: &Standing) -> Option<&Identity> {
+    match standing {
+        Standing::Managed(identity) => Some(identity),
+        Standing::Unmanaged | Standing::Quarantined(_) | Standing::Isolated(_) => None,
     }
 }
