@@ -63,6 +63,8 @@ const DOUBT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const UNPUBLISHED: Duration = Duration::from_millis(200);
 /// The status grows with the host: making it takes no more than one part in so many of the time.
 const STATUS_SHARE: u32 = 20;
+/// But it is never older than this: where the machine is busy, making it may take long for other reasons.
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// Why a pass runs, for the log: the first cause that came since the last pass.
 type Cause = &'static str;

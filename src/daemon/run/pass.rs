@@ -392,6 +392,7 @@ impl Daemon {
         // Nobody may be asking.
         self.status.send_replace(Arc::new(status));
         self.published = Instant::now();
-        self.rest = begun.elapsed().saturating_mul(STATUS_SHARE);
+        let share = begun.elapsed().saturating_mul(STATUS_SHARE);
+        self.rest = share.min(LONGEST_REST);
     }
 }
