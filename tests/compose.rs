@@ -49,17 +49,7 @@ impl Stage {
             "there is no docker-compose: make setup installs Debian's"
         );
         // Behind a router port of this host's, as in the demo of the shop.
-        for words in [
-            "ip netns add world",
-            "ip link add uplink type veth peer name eth0 netns world",
-            "ip address add 198.51.100.1/24 dev uplink",
-            "ip link set uplink up",
-            "ip -n world address add 198.51.100.2/24 dev eth0",
-            "ip -n world link set eth0 up",
-            "ip -n world route add default via 198.51.100.1",
-        ] {
-            engine.exec(&words.split(' ').collect::<Vec<_>>());
-        }
+        engine.add_world();
         let log = std::fs::File::create(engine.0.join("daemon.log")).unwrap();
         let daemon = engine
             .cofferdam(&["run", "--policies", &format!("{EXAMPLE}/policies")])

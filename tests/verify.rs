@@ -173,17 +173,7 @@ fn what_is_declared_is_what_is() {
     engine.start("quiet-1", &["--label", "io.cofferdam.verify=off"], &["tcp/9000"]);
     engine.start("idle", &[], &["tcp/9001"]);
     // A machine outside.
-    for words in [
-        "ip netns add world",
-        "ip link add uplink type veth peer name eth0 netns world",
-        "ip address add 198.51.100.1/24 dev uplink",
-        "ip link set uplink up",
-        "ip -n world address add 198.51.100.2/24 dev eth0",
-        "ip -n world link set eth0 up",
-        "ip -n world route add default via 198.51.100.1",
-    ] {
-        engine.exec(&words.split(' ').collect::<Vec<_>>());
-    }
+    engine.add_world();
     let policies = engine.policies("policies", POLICY);
 
     // Without a daemon nobody says what is declared, until somebody names it; and then nothing is closed.

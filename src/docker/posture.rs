@@ -9,7 +9,8 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::client::{Engine, EngineError};
-use super::volumes::{BoundVolumes, understood};
+use super::raw::understood;
+use super::volumes::BoundVolumes;
 use super::wire;
 use crate::inventory::{Access, Capabilities, ContainerId, EnginePosture, HostNamespace, Posture, Security};
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::client::Engine;
+use super::client::{Engine, EngineError};
 
 /// A list of 10,000 containers takes about 40 MiB.
 const LONGEST_ANSWER: usize = 256 * 1024 * 1024;
@@ -90,6 +90,17 @@ pub(super) fn interpret(status: StatusCode, body: &[u8]) -> Result<Option<Value>
             })
         }
     }
+}
+
+/// An answer as a value of its type; nothing where there is no such thing.
+pub(super) fn understood<T: Default + DeserializeOwned>(
+    answer: Option<Value>,
+    attempted: &str,
+) -> Result<T, EngineError> {
+    let value = answer.map(serde_json::from_value).transpose();
+    value
+        .map(Option::unwrap_or_default)
+        .map_err(|error| EngineError::request(attempted)(error.into()))
 }
 
 /// The beginning of a text, for errors and the log.

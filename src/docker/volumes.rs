@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::client::{Engine, EngineError};
+use super::raw::understood;
 use super::wire::Inspection;
 
 /// Named volumes that are paths of the host (`type=none,o=bind`), with the path.
@@ -65,15 +64,4 @@ impl Engine {
         answer.follow(&bound);
         Ok(())
     }
-}
-
-/// An answer as a value of its type; nothing where there is no such thing.
-pub(super) fn understood<T: Default + DeserializeOwned>(
-    answer: Option<Value>,
-    attempted: &str,
-) -> Result<T, EngineError> {
-    let value = answer.map(serde_json::from_value).transpose();
-    value
-        .map(Option::unwrap_or_default)
-        .map_err(|error| EngineError::request(attempted)(error.into()))
 }

@@ -1,5 +1,6 @@
 //! The engine's answers, narrowed. What is malformed is left out and warned of; nothing here fails.
 
+mod mounts;
 mod networks;
 mod parse;
 mod ports;
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::warn;
 
+use self::mounts::Mount;
 pub(super) use self::networks::{BRIDGE_NAME, NetworkAnswer, network};
 use self::networks::{EndpointResource, Ipam, IpamConfig};
 pub(super) use self::parse::is_id;
@@ -22,7 +24,6 @@ pub(super) use self::ports::inspected_ports;
 use self::ports::listed_ports;
 pub(super) use self::powers::{holds_a_socket, powers};
 use super::raw::{Field, Shaped, shortened};
-use super::volumes::BoundVolumes;
 use crate::inventory::{
     Container, ContainerId, Endpoint, Facts, Lifecycle, Network, NetworkId, NetworkMode, Published,
 };
@@ -129,23 +130,6 @@ impl Inspection {
         needs_names(&self.network_settings)
     }
 
-    /// The mounted volumes of the engine's own driver.
-    pub(super) fn local_volumes(&self) -> impl Iterator<Item = &str> {
-        let mounts = self.mounts.as_ref().into_iter().flatten();
-        mounts.filter_map(|mount| mount.as_ref()?.local_volume())
-    }
-
-    /// Has the mounts of these volumes say the host's path that the volume is.
-    pub(super) fn follow(&mut self, bound: &BoundVolumes) {
-        for mount in self.mounts.as_mut().into_iter().flatten() {
-            let Some(mount) = mount.as_mut() else { continue };
-            if let Some(path) = mount.local_volume().and_then(|name| bound.get(name)) {
-                mount.source = Field::Is(path.clone());
-                mount.r#type = Field::Is("bind".to_owned());
-            }
-        }
-    }
-
     /// The main process, where one runs.
     pub(super) fn pid(&self) -> Option<u32> {
         let pid = self.state.as_ref()?.pid.as_ref().copied();
@@ -185,25 +169,6 @@ struct HostConfig {
     privileged: Field<bool>,
     cap_add: Field<Vec<String>>,
     cap_drop: Field<Vec<String>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-pub(super) struct Mount {
-    r#type: Field<String>,
-    name: Field<String>,
-    driver: Field<String>,
-    source: Field<String>,
-}
-
-impl Mount {
-    /// The name of the volume, where it is one of the engine's own driver: another driver's is asked elsewhere, and may hang.
-    fn local_volume(&self) -> Option<&str> {
-        let is_volume = self.r#type.as_ref().is_some_and(|it| it == "volume");
-        let is_local = self.driver.as_ref().is_none_or(|it| it == "local");
-        let name = self.name.as_ref().filter(|name| is_volume_name(name));
-        name.filter(|_| is_volume && is_local).map(String::as_str)
-    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -52,6 +52,21 @@ impl Engine {
         self.script("exec", words).trim().to_owned()
     }
 
+    /// A network namespace `world` behind a router port: a machine outside, 198.51.100.2.
+    pub(crate) fn add_world(&self) {
+        for words in [
+            "ip netns add world",
+            "ip link add uplink type veth peer name eth0 netns world",
+            "ip address add 198.51.100.1/24 dev uplink",
+            "ip link set uplink up",
+            "ip -n world address add 198.51.100.2/24 dev eth0",
+            "ip -n world link set eth0 up",
+            "ip -n world route add default via 198.51.100.1",
+        ] {
+            self.exec(&words.split(' ').collect::<Vec<_>>());
+        }
+    }
+
     /// A command in the engine's namespaces, with all that the product asks of its environment.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(script());

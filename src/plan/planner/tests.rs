@@ -49,6 +49,20 @@ fn rights(policy: &str) -> Rights {
     }
 }
 
+/// A planner that knows nothing yet but [`POLICY`].
+fn planner(pool: &str) -> Planner {
+    let pools = Pools {
+        ipv4: pool.parse().unwrap(),
+        ipv4_prefix: 24,
+        ipv6: None,
+    };
+    let options = Options {
+        stamp: 1 << 30,
+        nflog_group: 64,
+    };
+    Planner::new(options, pools, rights(POLICY))
+}
+
 /// One network, and a planner whose plans are carried out as the daemon does it.
 struct Scene {
     planner: Planner,
@@ -57,16 +71,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let pools = Pools {
-            ipv4: "10.213.0.0/16".parse().unwrap(),
-            ipv4_prefix: 24,
-            ipv6: None,
-        };
-        let options = Options {
-            stamp: 1 << 30,
-            nflog_group: 64,
-        };
-        let mut planner = Planner::new(options, pools, rights(POLICY));
+        let mut planner = planner("10.213.0.0/16");
         let bridge: IfName = "br-000000000000".parse().unwrap();
         planner.upsert_bridge(BRIDGE, bridge.clone());
         let network = Network {

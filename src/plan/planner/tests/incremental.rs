@@ -181,16 +181,7 @@ struct Story {
 
 impl Story {
     fn new() -> Self {
-        let pools = Pools {
-            ipv4: "10.213.0.0/22".parse().unwrap(),
-            ipv4_prefix: 24,
-            ipv6: None,
-        };
-        let options = Options {
-            stamp: 1 << 30,
-            nflog_group: 64,
-        };
-        let planner = Planner::new(options, pools, rights(POLICY));
+        let planner = planner("10.213.0.0/22");
         Self {
             earlier: planner.moment(),
             planner,
