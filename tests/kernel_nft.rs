@@ -338,7 +338,7 @@ fn a_refused_step_leaves_everything_as_it_was_and_says_why() {
                 matches!(
                     error,
                     NftError::Refused {
-                        phase: Phase::Check,
+                        phase: Phase::Apply,
                         ..
                     }
                 ),

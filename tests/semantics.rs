@@ -206,7 +206,7 @@ impl Drafted {
                 let standing = self
                     .planner
                     .standings()
-                    .get(&ContainerId(format!("container{container}")));
+                    .get(&ContainerId(format!("container{container}").into()));
                 if other != container && networks.contains(&network) && standing != Some(&Standing::Unmanaged)
                 {
                     let forged = End {

@@ -448,8 +448,8 @@ async fn what_cofferdam_calls_passes_and_changes_only_what_is_ours() {
         (inventory.containers().clone(), inventory.networks().clone())
     };
     assert_eq!(inventory(&through).await, inventory(&directly).await);
-    let victim = ContainerId(victims.words["{c}"].clone());
-    let foreign = NetworkId(victims.words["{n}"].clone());
+    let victim = ContainerId(victims.words["{c}"].as_str().into());
+    let foreign = NetworkId(victims.words["{n}"].as_str().into());
     assert_eq!(
         through.container(&victim).await.unwrap(),
         directly.container(&victim).await.unwrap()
@@ -568,7 +568,7 @@ async fn containers_are_stopped_only_where_that_is_allowed() {
     let victims = Victims::up("filter-stop");
     let strict = Filter::start(&victims.engine, "strict", &[]);
     let stopping = Filter::start(&victims.engine, "stopping", &["--allow-stop"]);
-    let victim = ContainerId(victims.words["{c}"].clone());
+    let victim = ContainerId(victims.words["{c}"].as_str().into());
     let before = victims.state();
     let engine = cofferdam::docker::Engine::connect(&strict.socket).await.unwrap();
     let error = engine.stop_container(&victim).await.unwrap_err();
@@ -594,7 +594,11 @@ async fn the_engines_own_socket_is_known_behind_the_filter() {
     let power = Power::EngineSocket { mount: own };
     for socket in [&filter.socket, &victims.own()] {
         let engine = cofferdam::docker::Engine::connect(socket).await.unwrap();
-        let found = engine.container(&ContainerId(id.clone())).await.unwrap().unwrap();
+        let found = engine
+            .container(&ContainerId(id.as_str().into()))
+            .await
+            .unwrap()
+            .unwrap();
         let powers = found.facts.powers.unwrap();
         assert!(powers.contains(&power), "{powers:?}");
     }

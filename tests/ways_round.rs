@@ -241,7 +241,7 @@ fn proxy(listen: &str, server: SocketAddr) {
 }
 
 fn publish(listing: &mut Listing, container: usize, address: &str, host_port: u16, container_port: u16) {
-    let id = ContainerId(format!("container{container}"));
+    let id = ContainerId(format!("container{container}").into());
     let container = listing.containers.iter_mut().find(|it| it.id == id).unwrap();
     container.published.insert(Published {
         address: address.parse().unwrap(),

@@ -122,11 +122,11 @@ pub(crate) fn bridge_name(network: usize) -> IfName {
 }
 
 pub(crate) fn container_id(container: usize) -> ContainerId {
-    ContainerId(format!("{container:064x}"))
+    ContainerId(format!("{container:064x}").into())
 }
 
 pub(crate) fn network_id(network: usize) -> NetworkId {
-    NetworkId(format!("{:064x}", 0xffff_0000_u64 + network as u64))
+    NetworkId(format!("{:064x}", 0xffff_0000_u64 + network as u64).into())
 }
 
 impl Host {

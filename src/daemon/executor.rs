@@ -205,10 +205,7 @@ impl Kernel {
             }
             KernelStep::Replace(steps) => {
                 let last = self.elements.generation()?;
-                match self.left {
-                    Some(_) => self.nft.apply_again(steps).await?,
-                    None => self.nft.apply(steps).await?,
-                }
+                self.nft.apply(steps).await?;
                 fault::point("tables-replaced");
                 insert_advertisement_rules(&mut self.elements, &Advertisements::default())?;
                 fault::point("advertisements-inserted");

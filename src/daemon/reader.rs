@@ -26,6 +26,8 @@ const LATE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Object {
     Everything,
+    /// Everything but what takes a question for each container: what it may do.
+    Outline,
     Container(ContainerId),
     /// A container that is not known yet, as the list shows it: that never waits for its start.
     Glance(ContainerId),
@@ -36,6 +38,7 @@ pub enum Object {
 #[derive(Debug)]
 pub enum Reading {
     Everything(Listing),
+    Outline(Listing),
     Container(ContainerId, Option<Container>),
     Glance(Option<Container>),
     Network(NetworkId, Option<NetworkSnapshot>),
@@ -119,13 +122,17 @@ impl Reader {
 
     /// Whether a full listing is under way.
     pub fn is_listing(&self) -> bool {
-        self.is_reading(&Object::Everything)
+        self.listing().is_some()
+    }
+
+    fn listing(&self) -> Option<&UnderWay> {
+        let listings = [Object::Everything, Object::Outline];
+        listings.iter().find_map(|it| self.reading.get(it))
     }
 
     /// How long the longest full listing under way has kept us waiting, where that is unusual.
     pub fn is_late(&self) -> Option<Duration> {
-        let listing = self.reading.get(&Object::Everything)?;
-        Some(listing.began.elapsed()).filter(|since| *since >= LATE)
+        Some(self.listing()?.began.elapsed()).filter(|since| *since >= LATE)
     }
 
     /// Reads an object, now or, when it is being read already, once more after that. `moment` is when it began.
@@ -201,6 +208,7 @@ async fn read(engine: &Engine, object: &Object) -> Reading {
     let reading = async {
         Ok::<_, ReadingError>(match object {
             Object::Everything => Reading::Everything(engine.list().await?),
+            Object::Outline => Reading::Outline(engine.outline().await?),
             Object::Container(id) => Reading::Container(id.clone(), engine.container(id).await?),
             Object::Glance(id) => Reading::Glance(engine.glance(id).await?),
             Object::Network(id) => Reading::Network(id.clone(), engine.network(id).await?),

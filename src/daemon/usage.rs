@@ -52,7 +52,7 @@ impl Usage {
     pub fn fill(&self, status: &mut Status) {
         let known = self.lock();
         for edge in &mut status.edges {
-            let of = known.get(&CounterName(edge.counter.clone()));
+            let of = known.get(&CounterName::from(edge.counter.as_str()));
             edge.packets = of.map(|it| it.total.packets);
             edge.bytes = of.map(|it| it.total.bytes);
             edge.last_used = of.and_then(|it| it.grew).map(|it| it.to_string());

@@ -256,7 +256,7 @@ fn narrow(message: EventMessage) -> Option<EngineEvent> {
     let action = message.action?;
     match message.typ? {
         EventMessageTypeEnum::CONTAINER => {
-            let id = ContainerId(id);
+            let id = ContainerId(id.into());
             match action.as_str() {
                 "create" => Some(EngineEvent::ContainerCreated(id)),
                 "start" => Some(EngineEvent::ContainerStarted(id)),
@@ -267,14 +267,14 @@ fn narrow(message: EventMessage) -> Option<EngineEvent> {
             }
         }
         EventMessageTypeEnum::NETWORK => {
-            let network = NetworkId(id);
+            let network = NetworkId(id.into());
             // A network's event has no labels of a user; this attribute is the engine's own.
             let container = || {
                 let mut attributes = actor.attributes?;
                 attributes
                     .remove("container")
                     .filter(|id| !id.is_empty())
-                    .map(ContainerId)
+                    .map(|id| ContainerId(id.into()))
             };
             match action.as_str() {
                 "create" => Some(EngineEvent::NetworkCreated(network)),

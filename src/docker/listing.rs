@@ -1,19 +1,15 @@
 //! Readings of the engine: everything at once, one container, one network.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bollard::errors::Error as WireError;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::client::{Engine, EngineError};
-use super::raw::Shaped;
 use super::wire::{self, Inspection, NetworkAnswer, NetworkNames, Summary};
 use crate::inventory::{
     Container, ContainerId, Endpoint, Facts, Lifecycle, Listing, Network, NetworkId, NetworkKind, Power,
@@ -27,6 +23,14 @@ const INSPECT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where engines and containerd listen wherever else the engine in use does.
 const USUAL_SOCKETS: [&str; 2] = ["/run/docker.sock", "/run/containerd/containerd.sock"];
+
+/// What a listing says of the powers of a container that was never inspected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Powers {
+    Asked,
+    /// Nothing.
+    Known,
+}
 
 /// A network and the endpoints that it has in the kernel, those of containers that are just starting among them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,23 +76,34 @@ impl Engine {
         self.list_within(INSPECT_PATIENCE).await
     }
 
+    /// As [`Self::list`], without asking for each container what it may do: that is one request for each of thousands. Only
+    /// one whose image's tag has moved on is asked, since the image's name decides its rights.
+    pub async fn outline(&self) -> Result<Listing, EngineError> {
+        self.listing(INSPECT_PATIENCE, Powers::Known).await
+    }
+
     /// As [`Self::list`], with another limit for what waits for the starts of containers: what they may do and, where its tag has
     /// moved on, the name of their image may be missing then.
     pub async fn list_within(&self, patience: Duration) -> Result<Listing, EngineError> {
+        self.listing(patience, Powers::Asked).await
+    }
+
+    async fn listing(&self, patience: Duration, powers: Powers) -> Result<Listing, EngineError> {
         // Containers first: then every network of theirs is in the second list, unless it has gone.
         let answer = self.objects("/containers/json?all=1").await;
         let mut summaries: Vec<Summary> = answer.map_err(EngineError::request("list the containers"))?;
         let networks = self.list_networks().await?;
         let names = NetworkNames::new(&networks);
         let listed = summaries.iter().filter_map(|it| it.id.as_ref());
-        self.inspected.retain(&listed.cloned().map(ContainerId).collect());
+        self.inspected
+            .retain(&listed.map(|id| ContainerId(id.as_str().into())).collect());
         // An inspection of one that is just starting blocks: those come last, and all of them together wait only so long.
         summaries.sort_by_key(Summary::may_be_starting);
         let deadline = Instant::now() + patience;
         let stale = wire::stale_wishes(&summaries, &networks);
 
         let containers = stream::iter(summaries)
-            .map(|summary| self.listed_container(summary, &names, deadline))
+            .map(|summary| self.listed_container(summary, &names, deadline, powers))
             .buffer_unordered(PARALLEL)
             .filter_map(std::future::ready)
             .map(|container| (container.id.clone(), container));
@@ -164,7 +179,9 @@ impl Engine {
         let answer = self.objects::<Summary>(&path).await;
         let mut summaries = answer.map_err(EngineError::request(format!("list container {id}")))?;
         // The filter also takes the beginning of an id.
-        let found = summaries.iter().position(|it| it.id.as_ref() == Some(&id.0));
+        let found = summaries
+            .iter()
+            .position(|it| it.id.as_ref().is_some_and(|it| **it == *id.0));
         let summary = found.map(|position| summaries.swap_remove(position));
         // Without the image's name nobody can say to how many services it belongs.
         let Some(summary) = summary.filter(|summary| !summary.has_nameless_image()) else {
@@ -197,11 +214,6 @@ impl Engine {
         Ok(networks.map(|snapshot| snapshot.network).collect())
     }
 
-    async fn objects<T: DeserializeOwned + Shaped>(&self, path: &str) -> Result<Vec<T>, WireError> {
-        let answer = wire::objects(self.get(path).await?);
-        answer.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is no list").into())
-    }
-
     async fn inspect(&self, id: &ContainerId) -> Result<Option<Inspection>, EngineError> {
         if !wire::is_id(&id.0) {
             return Ok(None);
@@ -230,10 +242,12 @@ impl Engine {
         mut summary: Summary,
         names: &NetworkNames,
         deadline: Instant,
+        powers: Powers,
     ) -> Option<Container> {
-        let id = ContainerId(summary.id.as_ref().filter(|id| wire::is_id(id))?.clone());
+        let id = ContainerId(summary.id.as_ref().filter(|id| wire::is_id(id))?.as_str().into());
         let fixed = match self.inspected.get(&id) {
             Some(fixed) if fixed.powers.is_some() => fixed,
+            fixed if powers == Powers::Known && !summary.has_nameless_image() => fixed.unwrap_or_default(),
             _ => match tokio::time::timeout_at(deadline, self.inspect(&id)).await {
                 Ok(Ok(Some(answer))) => {
                     let fixed = Fixed {

@@ -124,7 +124,7 @@ impl Engine {
                 },
             }
         })?;
-        let id = NetworkId(answer.id);
+        let id = NetworkId(answer.id.into());
         // Before API 1.44 a second network of the same name is made with only a warning, and then no container can name
         // either of them: ours has to go again.
         if answer.warning.contains("already exists") {
@@ -155,7 +155,7 @@ impl Engine {
             link_local_ips: None,
         };
         let body = NetworkConnectRequest {
-            container: container.0.clone(),
+            container: container.0.to_string(),
             endpoint_config: Some(EndpointSettings {
                 ipam_config: Some(wish),
                 aliases: Some(attachment.aliases.clone()),
@@ -222,7 +222,7 @@ impl Engine {
     ) -> Result<(), NetworkError> {
         let attempted = format!("detach container {container} from network {shown}");
         let body = NetworkDisconnectRequest {
-            container: container.0.clone(),
+            container: container.0.to_string(),
             force: Some(true),
         };
         match self.docker.disconnect_network(network, body).await {
@@ -255,13 +255,14 @@ impl Engine {
             source,
         })?;
         for (id, endpoint) in found.containers.unwrap_or_default() {
-            if !matches!(self.container(&ContainerId(id.clone())).await, Ok(None)) {
+            if !matches!(self.container(&ContainerId(id.as_str().into())).await, Ok(None)) {
                 continue;
             }
             warn!(%network, endpoint = endpoint.name, "an endpoint is left of a container that is gone: removing it");
             // The engine knows it by its name or by the container's id, and not always by the same.
             for name in [endpoint.name, Some(id)].into_iter().flatten() {
-                self.disconnect_container(network, &ContainerId(name)).await?;
+                self.disconnect_container(network, &ContainerId(name.into()))
+                    .await?;
             }
         }
         Ok(())

@@ -19,6 +19,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::client::{Engine, EngineError};
+use super::wire;
 
 /// A list of 10,000 containers takes about 40 MiB.
 const LONGEST_ANSWER: usize = 256 * 1024 * 1024;
@@ -33,6 +34,23 @@ impl Engine {
     }
 
     async fn get_within(&self, patience: Duration, path: &str) -> Result<Option<Value>, WireError> {
+        let read = |text: &str| serde_json::from_str(text).map_err(WireError::from);
+        self.ask(patience, path, read).await
+    }
+
+    /// `GET path`, of which the answer is a list of such objects; what is none is left out.
+    pub(super) async fn objects<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, WireError> {
+        let read = |text: &str| wire::objects(text).map_err(WireError::from);
+        let objects = self.ask(PATIENCE, path, read).await?;
+        objects.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the engine has no such list").into())
+    }
+
+    async fn ask<T>(
+        &self,
+        patience: Duration,
+        path: &str,
+        read: impl FnOnce(&str) -> Result<T, WireError>,
+    ) -> Result<Option<T>, WireError> {
         let (major, minor) = self.api;
         let request = Request::get(format!("/v{major}.{minor}{path}")).header(HOST, "docker");
         let request = request.body(Empty::<Bytes>::new())?;
@@ -44,7 +62,7 @@ impl Engine {
                 let status = answer.status();
                 let body = Limited::new(answer.into_body(), LONGEST_ANSWER).collect().await;
                 let body = body.map_err(unreadable)?.to_bytes();
-                interpret(status, &body)
+                interpret(status, &body, read)
             };
             // The connection does the work; it ends with the exchange.
             tokio::select! {
@@ -75,11 +93,16 @@ fn unreadable(error: Box<dyn std::error::Error + Send + Sync>) -> WireError {
     io::Error::new(kind, error).into()
 }
 
-pub(super) fn interpret(status: StatusCode, body: &[u8]) -> Result<Option<Value>, WireError> {
+/// What an answer says, read by `read`; `None` where the engine has no such thing.
+pub(super) fn interpret<T>(
+    status: StatusCode,
+    body: &[u8],
+    read: impl FnOnce(&str) -> Result<T, WireError>,
+) -> Result<Option<T>, WireError> {
     // What is no UTF-8 in a name stays different from every name.
     let text = String::from_utf8_lossy(body);
     match status {
-        StatusCode::OK => serde_json::from_str(&text).map(Some).map_err(WireError::from),
+        StatusCode::OK => read(&text).map(Some),
         StatusCode::NOT_FOUND => Ok(None),
         other => {
             let message = serde_json::from_str::<Value>(&text).ok();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use hyper::StatusCode;
+use serde_json::Value;
 
 use super::raw::interpret;
 use super::wire::{self, Inspection, NetworkAnswer, NetworkNames, Summary};
@@ -13,15 +14,17 @@ use crate::inventory::{Container, Facts, Listing};
 pub(crate) fn read_answer(body: &[u8]) -> Listing {
     let mut listing = Listing::default();
     for status in [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::OK] {
-        let Ok(answer) = interpret(status, body) else {
+        let read = |text: &str| Ok(text.to_owned());
+        let Ok(Some(text)) = interpret(status, body, read) else {
             continue;
         };
+        let answer: Option<Value> = serde_json::from_str(&text).ok();
         let names = NetworkNames::default();
-        let networks = wire::objects::<NetworkAnswer>(answer.clone()).unwrap_or_default();
+        let networks = wire::objects::<NetworkAnswer>(&text).unwrap_or_default();
         let networks = networks.into_iter().filter_map(wire::network);
         listing.networks.extend(networks.map(|snapshot| snapshot.network));
         let names_of = NetworkNames::new(&listing.networks);
-        let summaries = wire::objects::<Summary>(answer.clone()).unwrap_or_default();
+        let summaries = wire::objects::<Summary>(&text).unwrap_or_default();
         let listed = |summary| wire::listed_container(summary, &names, Facts::default());
         listing
             .containers
@@ -34,7 +37,7 @@ pub(crate) fn read_answer(body: &[u8]) -> Listing {
             let _names = answer.needs_names();
             wire::inspected_container(answer, &names_of, &sockets)
         };
-        let inspections = wire::objects::<Inspection>(answer.clone()).unwrap_or_default();
+        let inspections = wire::objects::<Inspection>(&text).unwrap_or_default();
         listing
             .containers
             .extend(inspections.into_iter().filter_map(inspected));

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tracing::warn;
 
 use self::mounts::Mount;
@@ -51,7 +52,7 @@ impl NetworkNames {
     fn resolve(&self, container: &ContainerId, name: &str, id: &str) -> Option<NetworkId> {
         let name = if name == "default" { "bridge" } else { name };
         if !(id.is_empty() || name == "bridge" && self.0.contains_key(name)) {
-            return Some(NetworkId(id.to_owned()));
+            return Some(NetworkId(id.into()));
         }
         match self.0.get(name).map(Vec::as_slice) {
             Some([one]) => Some(one.clone()),
@@ -254,13 +255,22 @@ objects_of_json!(
     PortBinding
 );
 
-/// The objects of a list, without those that are none; `None` where there is no list: that is not an empty one.
-pub(super) fn objects<T: DeserializeOwned + Shaped>(answer: Option<Value>) -> Option<Vec<T>> {
-    match answer? {
-        Value::Array(items) => Some(items.into_iter().filter_map(object).collect()),
-        Value::Null => Some(Vec::new()),
-        _ => None,
-    }
+/// The objects of a list, without those that are none. One after the other, and of each only the fields that are asked for: a
+/// host's list has tens of MiB.
+///
+/// # Errors
+/// The text is no list, which is not an empty one.
+pub(super) fn objects<T: DeserializeOwned>(text: &str) -> serde_json::Result<Vec<T>> {
+    let items: Option<Vec<&RawValue>> = serde_json::from_str(text)?;
+    let object = |item: &RawValue| {
+        let object = Some(item.get()).filter(|it| it.starts_with('{'));
+        let object = object.and_then(|it| serde_json::from_str(it).ok());
+        if object.is_none() {
+            warn!("an object of the engine that is none: ignored");
+        }
+        object
+    };
+    Ok(items.into_iter().flatten().filter_map(object).collect())
 }
 
 /// One object.
@@ -362,7 +372,7 @@ pub(super) fn stale_wishes(
     summaries: &[Summary],
     networks: &[Network],
 ) -> BTreeMap<ContainerId, BTreeSet<String>> {
-    let known: BTreeSet<&str> = networks.iter().map(|network| network.id.0.as_str()).collect();
+    let known: BTreeSet<&str> = networks.iter().map(|network| &*network.id.0).collect();
     let text = |field: &Field<String>| field.as_ref().cloned().unwrap_or_default();
     let mut stale = BTreeMap::<ContainerId, BTreeSet<String>>::new();
     for summary in summaries {
@@ -383,7 +393,7 @@ pub(super) fn stale_wishes(
                 && !live
             {
                 stale
-                    .entry(ContainerId(id.clone()))
+                    .entry(ContainerId(id.as_str().into()))
                     .or_default()
                     .insert(name.clone());
             }
@@ -440,7 +450,7 @@ fn container(parts: Parts, names: &NetworkNames) -> Container {
         // Disconnected from `none` and connected elsewhere, it still says `none`.
         Some("none") if endpoints.is_empty() => NetworkMode::None,
         Some(mode) => match mode.strip_prefix("container:") {
-            Some(other) => NetworkMode::Shared(ContainerId(other.to_owned())),
+            Some(other) => NetworkMode::Shared(ContainerId(other.into())),
             None => NetworkMode::Own,
         },
         None => {

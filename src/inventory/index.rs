@@ -22,14 +22,14 @@ impl Attached {
 
     /// Those whose endpoint has this Ethernet address.
     pub fn behind(&self, mac: Mac) -> impl Iterator<Item = &ContainerId> {
-        let from = (mac, ContainerId(String::new()));
+        let from = (mac, ContainerId::default());
         let behind = self.macs.range(from..).take_while(move |(it, _)| *it == mac);
         behind.map(|(_, container)| container)
     }
 
     /// Whether an endpoint has this address, or a stopped container asks for it.
     pub fn has(&self, address: Ipv4Addr) -> bool {
-        let from = (address, ContainerId(String::new()));
+        let from = (address, ContainerId::default());
         self.addresses
             .range(from..)
             .next()

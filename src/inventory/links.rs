@@ -283,7 +283,7 @@ mod tests {
     }
 
     fn container(name: &str) -> ContainerId {
-        ContainerId(name.to_owned())
+        ContainerId(name.into())
     }
 
     fn port(occupants: &Occupants, links: &Links, name: &str, mac: Mac) -> Option<u32> {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -31,9 +32,9 @@ pub const MANAGED_LABEL: &str = "io.cofferdam.managed";
 /// The label that names the service whose network it is, as `segment/service`.
 pub const SERVICE_LABEL: &str = "io.cofferdam.service";
 
-/// A container's full id (64 hexadecimal digits).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ContainerId(pub String);
+/// A container's full id (64 hexadecimal digits). It stands in many places, so that a clone shares the text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ContainerId(pub Arc<str>);
 
 impl fmt::Display for ContainerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,9 +42,9 @@ impl fmt::Display for ContainerId {
     }
 }
 
-/// A network's full id (64 hexadecimal digits).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NetworkId(pub String);
+/// A network's full id (64 hexadecimal digits). A clone shares the text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct NetworkId(pub Arc<str>);
 
 impl fmt::Display for NetworkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -169,7 +170,7 @@ mod tests {
     #[test]
     fn the_owner_stands_in_the_labels_of_our_networks_alone() {
         let network = |labels: &[(&str, &str)]| Network {
-            id: NetworkId("f".repeat(64)),
+            id: NetworkId("f".repeat(64).into()),
             name: "cofferdam-shop-db".into(),
             kind: NetworkKind::Other("null".into()),
             subnets: vec![],

@@ -1,4 +1,4 @@
-//! Runs `nft` on a structure document: checked first, then applied, as one transaction.
+//! Runs `nft` on a structure document: one transaction, all of it or nothing.
 //!
 //! In: [`Step`]s. Out: nothing, or the text that nft wrote to its standard error.
 
@@ -78,35 +78,6 @@ impl NftError {
             }
         )
     }
-
-    /// Whether the same document may well be accepted in a moment.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Missing | Self::Encode(_) => false,
-            Self::Run { source, .. } => {
-                matches!(
-                    source.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::OutOfMemory
-                )
-            }
-            // What passed the check and was refused then has met a change by someone else.
-            Self::Refused {
-                phase: Phase::Apply, ..
-            }
-            | Self::Timeout { .. } => true,
-            Self::Refused {
-                phase: Phase::Check,
-                message,
-            } => [
-                "temporarily unavailable",
-                "resource busy",
-                "Interrupted system call",
-                "Cannot allocate memory",
-            ]
-            .iter()
-            .any(|cause| message.contains(cause)),
-        }
-    }
 }
 
 /// The nft program.
@@ -172,25 +143,18 @@ impl Nft {
         Self { timeout, ..self }
     }
 
-    /// Checks the steps' document, then applies it as one transaction.
+    /// Applies the steps as one transaction. It is not checked before: what is refused changes nothing, and a check would take
+    /// as long again.
     pub async fn apply(&self, steps: &[Step]) -> Result<(), NftError> {
-        let document = serde_json::to_vec(&render::document(steps)).map_err(NftError::Encode)?;
-        self.run(Phase::Check, &document).await?;
-        fault::point("nft-checked");
+        let document = render::document(steps).map_err(NftError::Encode)?;
+        fault::point("nft-begins");
         self.run(Phase::Apply, &document).await
     }
 
     /// Has nft and the kernel look at the steps, and changes nothing.
     pub async fn check(&self, steps: &[Step]) -> Result<(), NftError> {
-        let document = serde_json::to_vec(&render::document(steps)).map_err(NftError::Encode)?;
+        let document = render::document(steps).map_err(NftError::Encode)?;
         self.run(Phase::Check, &document).await
-    }
-
-    /// As [`Self::apply`] without the check, for what was accepted before: while others have opened our tables, each run
-    /// of nft is time. The transaction is all or nothing in either case.
-    pub async fn apply_again(&self, steps: &[Step]) -> Result<(), NftError> {
-        let document = serde_json::to_vec(&render::document(steps)).map_err(NftError::Encode)?;
-        self.run(Phase::Apply, &document).await
     }
 
     /// Whether this process, or netlink port (its first socket's is the same number), was a run of nft of ours whose
@@ -302,7 +266,6 @@ mod tests {
             error.to_string(),
             "nft is not installed: install the package nftables"
         );
-        assert!(!error.is_retryable());
     }
 
     #[tokio::test]
@@ -315,13 +278,13 @@ mod tests {
             matches!(
                 error,
                 NftError::Timeout {
-                    phase: Phase::Check,
+                    phase: Phase::Apply,
                     ..
                 }
             ),
             "{error}"
         );
-        assert!(error.is_retryable());
+        assert!(!error.left_everything());
     }
 
     #[tokio::test]
@@ -334,8 +297,8 @@ mod tests {
         let error = nft.apply(&[Step::ResetTables]).await.unwrap_err();
         assert_eq!(
             error.to_string(),
-            "could not check the ruleset with nft: Error: no such thing"
+            "could not apply the ruleset with nft: Error: no such thing"
         );
-        assert!(!error.is_retryable());
+        assert!(error.left_everything());
     }
 }

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use crate::inventory::Container;
 use crate::policy::{Membership, Policy, ServiceId, Subject};
 
-/// The services that an endpoint belongs to; never empty.
+/// The services that an endpoint belongs to; never empty. A clone shares them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Identity(BTreeSet<ServiceId>);
+pub struct Identity(Arc<BTreeSet<ServiceId>>);
 
 /// Longer names become a hash: a chain's name may have 255 bytes and holds two of them.
 const LONGEST_SLUG: usize = 100;
@@ -18,7 +19,7 @@ const LONGEST_SLUG: usize = 100;
 impl Identity {
     /// The identity of containers that belong to one service only.
     pub fn of(service: ServiceId) -> Self {
-        Self(BTreeSet::from([service]))
+        Self(Arc::new(BTreeSet::from([service])))
     }
 
     /// `None` where there is no service.
@@ -26,7 +27,7 @@ impl Identity {
         if services.is_empty() {
             None
         } else {
-            Some(Self(services))
+            Some(Self(Arc::new(services)))
         }
     }
 

@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::names::{self, chain};
 use super::ruleset::{
-    Addresses, Chain, Rule, Ruleset, SetKind, SetSpec, Side, Statement, Table, TableFamily,
+    Addresses, Chain, ChainName, Rule, Ruleset, SetKind, SetName, SetRef, SetSpec, Side, Statement, Table,
+    TableFamily,
 };
 use super::skeleton::{address_key, bridge_table, goto, inet_skeleton, rule};
 use crate::model::{Identity, Rights};
@@ -50,6 +51,36 @@ impl Structure {
     /// Whether the identity has its chains.
     pub fn knows(&self, identity: &Identity) -> bool {
         self.callees.contains_key(identity)
+    }
+
+    /// The same identity, as the structure has it: so there is one for all containers that have it.
+    pub fn shared(&self, identity: Identity) -> Identity {
+        shared(&self.callees, identity)
+    }
+
+    /// A set by its name, which is the structure's own where there is such a set.
+    pub(super) fn set(&self, table: TableFamily, name: SetName) -> SetRef {
+        let set = match self.ruleset.tables.get(&table) {
+            Some(table) => shared(&table.sets, name),
+            None => name,
+        };
+        SetRef { table, set }
+    }
+
+    /// A chain's name, which is the structure's own where there is such a chain.
+    pub(super) fn chain(&self, name: ChainName) -> ChainName {
+        match self.ruleset.tables.get(&TableFamily::Inet) {
+            Some(table) => shared(&table.chains, name),
+            None => name,
+        }
+    }
+}
+
+/// The map's own key where it has an equal one: thousands of elements name the same set and the same chain.
+fn shared<K: Ord + Clone, V>(map: &BTreeMap<K, V>, key: K) -> K {
+    match map.get_key_value(&key) {
+        Some((own, _)) => own.clone(),
+        None => key,
     }
 }
 

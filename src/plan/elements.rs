@@ -8,7 +8,7 @@ use super::ledger::Claim;
 use super::names::{self, chain};
 use super::planner::{Moment, Readings};
 use super::published::HostPorts;
-use super::ruleset::{ChainName, Key, SetName, SetRef};
+use super::ruleset::{ChainName, Key, SetName, SetRef, TableFamily};
 use crate::inventory::links::{Links, Occupants, Port};
 use crate::inventory::{Container, ContainerId, Endpoint, Inventory, Network, NetworkId, NetworkKind};
 use crate::model::{Identity, Rights, Standing, Unmanaged};
@@ -88,7 +88,10 @@ impl<'a> View<'a> {
     fn rights(&self, identity: &Identity, address: IpAddr, claim: &mut Claim) {
         let family = Family::of(address);
         let mut goto = |set: SetName, chain: ChainName| {
-            claim.insert((names::inet(set), address_key(address)), Some(chain));
+            claim.insert(
+                (self.inet(set), address_key(address)),
+                Some(self.structure.chain(chain)),
+            );
         };
         goto(names::by_family("into", family), names::inbound(identity));
         goto(names::by_family("outof", family), names::outbound(identity));
@@ -102,7 +105,7 @@ impl<'a> View<'a> {
             goto(names::by_family("tohost", family), names::to_host(identity));
         }
         if self.structure.audited.contains(identity) {
-            let set = names::inet(names::by_family("audited", family));
+            let set = self.inet(names::by_family("audited", family));
             claim.insert((set, address_key(address)), None);
         }
     }
@@ -111,8 +114,11 @@ impl<'a> View<'a> {
     fn no_rights(&self, address: IpAddr, claim: &mut Claim) {
         let family = Family::of(address);
         let mut goto = |set: &str, name: &str| {
-            let set = names::inet(names::by_family(set, family));
-            claim.insert((set, address_key(address)), Some(chain(name)));
+            let set = self.inet(names::by_family(set, family));
+            claim.insert(
+                (set, address_key(address)),
+                Some(self.structure.chain(chain(name))),
+            );
         };
         goto("into", "in_unmanaged");
         goto("outof", "out_unmanaged");
@@ -120,7 +126,7 @@ impl<'a> View<'a> {
             goto("fromhost", "pass");
             goto("tohost", "pass");
         }
-        let set = names::inet(names::by_family("unmanaged", family));
+        let set = self.inet(names::by_family("unmanaged", family));
         claim.insert((set, address_key(address)), None);
     }
 
@@ -134,7 +140,7 @@ impl<'a> View<'a> {
         claim: &mut Claim,
     ) {
         let Some(mac) = endpoint.mac else { return };
-        claim.insert((bridge_set("macs"), Key::Mac(mac)), None);
+        claim.insert((self.bridge_set("macs"), Key::Mac(mac)), None);
         let bridge = self.links.bridge_index(bridge);
         let port = bridge.and_then(|bridge| self.occupants.port_of(self.links, container, bridge, mac));
         let Some(port) = port.map(|port| port.index) else {
@@ -144,8 +150,7 @@ impl<'a> View<'a> {
             return;
         }
         let mut bind = |address: IpAddr| {
-            let (set, key) = binding(port, mac, address);
-            claim.insert((set, key), None);
+            claim.insert(self.bound(port, mac, address), None);
         };
         endpoint.addresses().for_each(&mut bind);
         if endpoint.ipv6.is_some() {
@@ -193,14 +198,14 @@ impl<'a> View<'a> {
             return claim;
         };
         let guarded = self.guarded.contains(&network.id);
-        let set = names::inet(SetName::from(if guarded { "guarded" } else { "unguarded" }));
+        let set = self.inet(SetName::from(if guarded { "guarded" } else { "unguarded" }));
         claim.insert((set, Key::IfName(bridge.clone())), None);
         if guarded {
             for subnet in &network.subnets {
                 let set = names::by_family("guarded", Family::of(subnet.addr()));
                 let key = Key::Net(subnet.trunc());
-                claim.insert((names::inet(set.clone()), key.clone()), None);
-                claim.insert((names::bridge(set), key), None);
+                claim.insert((self.inet(set.clone()), key.clone()), None);
+                claim.insert((self.structure.set(TableFamily::Bridge, set), key), None);
             }
         }
         claim
@@ -210,7 +215,7 @@ impl<'a> View<'a> {
     pub fn bridge(&self, index: u32) -> Claim {
         let mut claim = Claim::new();
         if let Some(name) = self.links.bridge_name(index).filter(|it| self.is_foreign(it)) {
-            let set = names::inet(SetName::from("foreign"));
+            let set = self.inet(SetName::from("foreign"));
             claim.insert((set, Key::IfName(name.clone())), None);
         }
         claim
@@ -219,7 +224,7 @@ impl<'a> View<'a> {
     /// What follows from a port: whether its bridge's network is guarded.
     pub fn port(&self, port: &Port) -> Claim {
         let mut claim = Claim::new();
-        let mut stands = |set: &str| claim.insert((bridge_set(set), Key::IfIndex(port.index)), None);
+        let mut stands = |set: &str| claim.insert((self.bridge_set(set), Key::IfIndex(port.index)), None);
         for network in self.networks_on(port.bridge) {
             stands(if self.guarded.contains(&network.id) {
                 "ports"
@@ -251,6 +256,22 @@ impl<'a> View<'a> {
         !could_be_dockers(bridge) && self.inventory.on_bridge(bridge).next().is_none()
     }
 
+    /// An element of the proof.
+    fn bound(&self, port: u32, mac: Mac, address: IpAddr) -> (SetRef, Key) {
+        match address {
+            IpAddr::V4(address) => (self.bridge_set("bound4"), Key::Binding4(port, mac, address)),
+            IpAddr::V6(address) => (self.bridge_set("bound6"), Key::Binding6(port, mac, address)),
+        }
+    }
+
+    pub(super) fn inet(&self, set: SetName) -> SetRef {
+        self.structure.set(TableFamily::Inet, set)
+    }
+
+    fn bridge_set(&self, name: &str) -> SetRef {
+        self.structure.set(TableFamily::Bridge, SetName::from(name))
+    }
+
     /// The addresses of a container that packets are known to flow for: those with rights.
     pub fn addresses(claim: &Claim) -> BTreeSet<IpAddr> {
         let address = |key: &Key| match key {
@@ -269,10 +290,6 @@ pub(crate) fn could_be_dockers(name: &IfName) -> bool {
     name == "docker0" || name.starts_with("cfd-") || name.strip_prefix("br-").is_some_and(hex)
 }
 
-fn bridge_set(name: &str) -> SetRef {
-    names::bridge(SetName::from(name))
-}
-
 fn address_key(address: IpAddr) -> Key {
     match address {
         IpAddr::V4(address) => Key::Ipv4(address),
@@ -284,12 +301,5 @@ pub(super) fn service_key(address: IpAddr, transport: Transport, port: u16) -> K
     match address {
         IpAddr::V4(address) => Key::Service4(address, transport, port),
         IpAddr::V6(address) => Key::Service6(address, transport, port),
-    }
-}
-
-fn binding(port: u32, mac: Mac, address: IpAddr) -> (SetRef, Key) {
-    match address {
-        IpAddr::V4(address) => (bridge_set("bound4"), Key::Binding4(port, mac, address)),
-        IpAddr::V6(address) => (bridge_set("bound6"), Key::Binding6(port, mac, address)),
     }
 }

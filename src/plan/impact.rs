@@ -168,7 +168,7 @@ pub fn fingerprint(planner: &Planner) -> String {
     let mut hash = Sha256::new();
     for container in planner.inventory().containers().values() {
         let standing = described(planner.standings().get(&container.id));
-        for part in [&container.id.0, &container.name, &standing] {
+        for part in [&*container.id.0, &container.name, &standing] {
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
         }

@@ -27,11 +27,14 @@ pub enum Owner {
 /// The elements that follow from one owner.
 pub type Claim = BTreeMap<(SetRef, Key), Option<ChainName>>;
 
+/// Who claims an element, with which verdict, in the order of the owners. It is nearly always one.
+type Claimants = Vec<(Owner, Option<ChainName>)>;
+
 /// All claims, and what of them is in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ledger {
     owners: BTreeMap<Owner, Claim>,
-    claims: BTreeMap<(SetRef, Key), BTreeMap<Owner, Option<ChainName>>>,
+    claims: BTreeMap<(SetRef, Key), Claimants>,
     applied: BTreeMap<(SetRef, Key), Option<ChainName>>,
     touched: BTreeSet<(SetRef, Key)>,
     /// Addresses that their owners lead to different chains.
@@ -54,10 +57,11 @@ impl Ledger {
             .iter()
             .filter(|(it, verdict)| before.get(it) != Some(verdict))
         {
-            self.claims
-                .entry(element.clone())
-                .or_default()
-                .insert(owner.clone(), verdict.clone());
+            let claimants = self.claims.entry(element.clone()).or_default();
+            claimants.retain(|(it, _)| it != owner);
+            claimants.reserve_exact(1);
+            claimants.push((owner.clone(), verdict.clone()));
+            claimants.sort_unstable();
             self.touched.insert(element.clone());
             led.extend(led_to(element));
         }
@@ -77,7 +81,12 @@ impl Ledger {
         } else if !self.contested.remove(&address) {
             return;
         }
-        let owners: BTreeSet<&Owner> = led.into_iter().flat_map(BTreeMap::keys).chain([owner]).collect();
+        let owners: BTreeSet<&Owner> = led
+            .into_iter()
+            .flatten()
+            .map(|(it, _)| it)
+            .chain([owner])
+            .collect();
         for claim in owners.into_iter().filter_map(|owner| self.owners.get(owner)) {
             let of_it = claim.keys().filter(|(_, key)| address_of(key) == Some(address));
             self.touched.extend(of_it.cloned());
@@ -91,7 +100,7 @@ impl Ledger {
 
     fn withdraw(&mut self, owner: &Owner, element: &(SetRef, Key)) {
         if let Some(claims) = self.claims.get_mut(element) {
-            claims.remove(owner);
+            claims.retain(|(it, _)| it != owner);
             if claims.is_empty() {
                 self.claims.remove(element);
             }
@@ -244,7 +253,7 @@ impl Ledger {
             .claims
             .iter()
             .filter(|(element, _)| self.in_force(element).is_none());
-        contested.map(|(element, claims)| (&element.1, claims.keys()))
+        contested.map(|(element, claims)| (&element.1, claims.iter().map(|(owner, _)| owner)))
     }
 
     fn in_force(&self, element: &(SetRef, Key)) -> Option<&Option<ChainName>> {
@@ -258,8 +267,8 @@ impl Ledger {
 }
 
 /// What all owners of an element claim.
-fn agreed(claims: &BTreeMap<Owner, Option<ChainName>>) -> Option<&Option<ChainName>> {
-    let mut verdicts = claims.values();
+fn agreed(claims: &Claimants) -> Option<&Option<ChainName>> {
+    let mut verdicts = claims.iter().map(|(_, verdict)| verdict);
     let first = verdicts.next()?;
     verdicts.all(|verdict| verdict == first).then_some(first)
 }
@@ -300,7 +309,7 @@ mod tests {
     const NONE: &BTreeSet<IpAddr> = &BTreeSet::new();
 
     fn owner(name: &str) -> Owner {
-        Owner::Container(ContainerId(name.to_owned()))
+        Owner::Container(ContainerId(name.into()))
     }
 
     fn claim(address: &str, verdict: &str) -> Claim {

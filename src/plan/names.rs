@@ -31,49 +31,42 @@ pub(crate) fn chain(name: &str) -> ChainName {
 
 /// `in_shop/api`: what may be sent to the identity.
 pub(crate) fn inbound(identity: &Identity) -> ChainName {
-    ChainName(format!("in_{}", identity.slug()))
+    ChainName(format!("in_{}", identity.slug()).into())
 }
 
 /// `out_shop/api`: what the identity may send to other than containers.
 pub(crate) fn outbound(identity: &Identity) -> ChainName {
-    ChainName(format!("out_{}", identity.slug()))
+    ChainName(format!("out_{}", identity.slug()).into())
 }
 
 /// `fromhost_shop/api`: what the host may send to the identity.
 pub(crate) fn from_host(identity: &Identity) -> ChainName {
-    ChainName(format!("fromhost_{}", identity.slug()))
+    ChainName(format!("fromhost_{}", identity.slug()).into())
 }
 
 /// `tohost_shop/api`: what the identity may send to the host.
 pub(crate) fn to_host(identity: &Identity) -> ChainName {
-    ChainName(format!("tohost_{}", identity.slug()))
+    ChainName(format!("tohost_{}", identity.slug()).into())
 }
 
 /// `pair_shop/web_shop/api`: what the first may send to the second.
 pub(crate) fn pair(from: &Identity, to: &Identity) -> ChainName {
-    ChainName(format!("pair_{}_{}", from.slug(), to.slug()))
+    ChainName(format!("pair_{}_{}", from.slug(), to.slug()).into())
 }
 
 /// `from4_shop/api`: the callers of the identity, by address.
 pub(crate) fn callers(family: Family, identity: &Identity) -> SetName {
-    SetName(format!("from{}_{}", family.digit(), identity.slug()))
+    SetName(format!("from{}_{}", family.digit(), identity.slug()).into())
 }
 
 /// A name with the family's digit: `into4`.
 pub(crate) fn by_family(name: &str, family: Family) -> SetName {
-    SetName(format!("{name}{}", family.digit()))
+    SetName(format!("{name}{}", family.digit()).into())
 }
 
 pub(crate) fn inet(set: SetName) -> SetRef {
     SetRef {
         table: TableFamily::Inet,
-        set,
-    }
-}
-
-pub(crate) fn bridge(set: SetName) -> SetRef {
-    SetRef {
-        table: TableFamily::Bridge,
         set,
     }
 }
@@ -86,10 +79,9 @@ pub fn counter(edge: &Edge) -> CounterName {
         let _ = write!(text, ",{ports}");
     }
     let digest = Sha256::digest(text.as_bytes());
-    CounterName(
-        digest
-            .iter()
-            .take(6)
-            .fold("e_".to_owned(), |name, byte| name + &format!("{byte:02x}")),
-    )
+    let name = digest
+        .iter()
+        .take(6)
+        .fold("e_".to_owned(), |name, byte| name + &format!("{byte:02x}"));
+    CounterName(name.into())
 }

@@ -289,7 +289,7 @@ impl<'a> Ground<'a> {
     }
 
     fn used(&self, network: &Network, subnet: Ipv4Net) -> Used<'a> {
-        let first = Subject::Attachment(network.id.clone(), ContainerId(String::new()));
+        let first = Subject::Attachment(network.id.clone(), ContainerId::default());
         let under_way = self.busy.range(first..).map_while(|(_, step)| match step {
             NetworkStep::Attach {
                 network: of, ipv4, ..

@@ -203,7 +203,7 @@ impl View<'_> {
                 for address in self.own_addresses(network, endpoint) {
                     let set = names::by_family("proxied", Family::of(address));
                     let key = service_key(address, port.transport, port.container_port);
-                    claim.insert((names::inet(set), key), None);
+                    claim.insert((self.inet(set), key), None);
                 }
             }
         }
@@ -215,7 +215,7 @@ impl View<'_> {
             for address in self.own_addresses(network, endpoint) {
                 for (_, transport, port) in self.published.dialled_by(standing) {
                     let set = names::by_family("hairpin", Family::of(address));
-                    claim.insert((names::inet(set), service_key(address, transport, port)), None);
+                    claim.insert((self.inet(set), service_key(address, transport, port)), None);
                 }
             }
         }
@@ -227,7 +227,7 @@ impl View<'_> {
         let family = Family::of(port.address);
         let key = Key::HostPort(family, port.transport, port.host_port);
         let mut add = |set: &str| {
-            claim.insert((names::inet(SetName::from(set)), key.clone()), None);
+            claim.insert((self.inet(SetName::from(set)), key.clone()), None);
         };
         if self.world_dials(&servers) != Dials::Never {
             add("carried_world");
@@ -242,7 +242,7 @@ impl View<'_> {
             add("carried");
         } else {
             let key = service_key(port.address, port.transport, port.host_port);
-            claim.insert((names::inet(names::by_family("carried", family)), key), None);
+            claim.insert((self.inet(names::by_family("carried", family)), key), None);
         }
     }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -40,11 +41,12 @@ impl TableFamily {
     }
 }
 
+/// Names that stand in many places: a clone shares the text.
 macro_rules! names {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => { $(
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(pub String);
+        pub struct $name(pub Arc<str>);
 
         impl $name {
             /// The name as text.
@@ -52,7 +54,7 @@ macro_rules! names {
         }
 
         impl From<&str> for $name {
-            fn from(text: &str) -> Self { Self(text.to_owned()) }
+            fn from(text: &str) -> Self { Self(text.into()) }
         }
 
         impl fmt::Display for $name {

@@ -41,7 +41,7 @@ fn policy(text: &str) -> Policy {
 }
 
 fn network(name: &str, subnet: &str) -> (NetworkId, Network) {
-    let id = NetworkId(name.to_owned());
+    let id = NetworkId(name.into());
     let network = Network {
         id: id.clone(),
         name: name.to_owned(),
@@ -61,10 +61,10 @@ fn subject(policy: &Policy, name: &str, at: &[(&str, [u8; 4])], served: &[(Trans
             ipv4: Some(Ipv4Addr::from(*address)),
             ipv6: None,
         };
-        (NetworkId((*network).to_owned()), endpoint)
+        (NetworkId((*network).into()), endpoint)
     });
     let container = Container {
-        id: ContainerId(name.to_owned()),
+        id: ContainerId(name.into()),
         name: name.to_owned(),
         image: "image".to_owned(),
         labels: BTreeMap::new(),
@@ -253,7 +253,7 @@ fn a_way_round_is_tried_for_what_is_closed_and_only_where_nothing_leaves_the_hos
 fn callers_are_apart_on_the_network_of_a_third_service() {
     let mut scene = shop();
     let labels = [(MANAGED_LABEL, "true"), (SERVICE_LABEL, "s/other")];
-    let network = scene.networks.get_mut(&NetworkId("n".to_owned())).unwrap();
+    let network = scene.networks.get_mut(&NetworkId("n".into())).unwrap();
     network.labels = labels
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into();

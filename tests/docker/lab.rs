@@ -129,7 +129,8 @@ impl Lab {
                 .create_container(Some(options), body)
                 .await
                 .unwrap()
-                .id,
+                .id
+                .into(),
         )
     }
 

@@ -112,10 +112,13 @@ async fn listing_and_inspection_say_the_same() {
             BTreeMap::from([(running.clone(), live.clone())])
         );
 
-        let nobody = ContainerId("0".repeat(64));
+        let nobody = ContainerId("0".repeat(64).into());
         assert_eq!(lab.engine.container(&nobody).await.unwrap(), None);
         assert_eq!(
-            lab.engine.network(&NetworkId("0".repeat(64))).await.unwrap(),
+            lab.engine
+                .network(&NetworkId("0".repeat(64).into()))
+                .await
+                .unwrap(),
             None
         );
     })
@@ -242,8 +245,8 @@ async fn networks_and_attachments() {
         assert_eq!(endpoint_of(&wish, &after), after);
 
         // What is not there.
-        let nobody = ContainerId("0".repeat(64));
-        let nowhere = NetworkId("0".repeat(64));
+        let nobody = ContainerId("0".repeat(64).into());
+        let nowhere = NetworkId("0".repeat(64).into());
         let gone = engine.connect_container(&network, &nobody, &wish).await;
         assert!(
             matches!(gone, Err(NetworkError::ContainerGone { .. })),

@@ -150,7 +150,7 @@ pub(crate) fn bridge(network: usize) -> IfName {
 /// Containers with these labels, each on these networks.
 pub(crate) fn listing(containers: &[(BTreeSet<usize>, BTreeSet<usize>)]) -> Listing {
     let network = |index: usize| Network {
-        id: NetworkId(format!("net{index}")),
+        id: NetworkId(format!("net{index}").into()),
         name: format!("net{index}"),
         kind: NetworkKind::Bridge(bridge(index)),
         subnets: vec![
@@ -161,7 +161,7 @@ pub(crate) fn listing(containers: &[(BTreeSet<usize>, BTreeSet<usize>)]) -> List
         labels: BTreeMap::new(),
     };
     let container = |(index, (services, networks)): (usize, &(BTreeSet<usize>, BTreeSet<usize>))| Container {
-        id: ContainerId(format!("container{index}")),
+        id: ContainerId(format!("container{index}").into()),
         name: format!("c{index}"),
         image: "image".to_owned(),
         labels: services
@@ -177,7 +177,12 @@ pub(crate) fn listing(containers: &[(BTreeSet<usize>, BTreeSet<usize>)]) -> List
         network_mode: NetworkMode::Own,
         endpoints: networks
             .iter()
-            .map(|network| (NetworkId(format!("net{network}")), endpoint(index, *network)))
+            .map(|network| {
+                (
+                    NetworkId(format!("net{network}").into()),
+                    endpoint(index, *network),
+                )
+            })
             .collect(),
         published: BTreeSet::new(),
         facts: Facts::default(),
@@ -285,7 +290,7 @@ pub(crate) fn expected(planner: &Planner, from: &End, to: &End, traffic: Traffic
     let standing = |end: &End| match end.at {
         At::Container { container, .. } => planner
             .standings()
-            .get(&ContainerId(format!("container{container}"))),
+            .get(&ContainerId(format!("container{container}").into())),
         At::Host | At::Outside => None,
     };
     let quarantined = |standing: Option<&Standing>| matches!(standing, Some(Standing::Quarantined(_)));

@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     fn id(name: &str) -> ContainerId {
-        ContainerId(name.repeat(64))
+        ContainerId(name.repeat(64).into())
     }
 
     fn resident(name: &str, address: &str, port: u32) -> Option<Resident> {
@@ -264,7 +264,7 @@ mod tests {
     fn a_storm_of_short_containers_is_not_remembered_for_ever() {
         let (mut book, start) = (Book::default(), Instant::now());
         for number in 0..20_000_u32 {
-            let id = ContainerId(format!("{number:064}"));
+            let id = ContainerId(format!("{number:064}").into());
             let address = std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string();
             book.take(one(id.clone(), resident("c", &address, number)), start);
             book.take(one(id, None), start);

@@ -293,7 +293,7 @@ impl Who {
     fn told(end: &FlowEnd) -> Self {
         Self {
             kind: end.kind,
-            container: end.container_id.clone().map(ContainerId),
+            container: end.container_id.as_deref().map(|id| ContainerId(id.into())),
         }
     }
 }
@@ -334,8 +334,8 @@ mod tests {
             }],
             published: BTreeSet::new(),
         };
-        let containers =
-            (2..containers + 2).map(|number| (ContainerId(number.to_string()), Some(resident(number))));
+        let containers = (2..containers + 2)
+            .map(|number| (ContainerId(number.to_string().into()), Some(resident(number))));
         let moves = Moves {
             containers: containers.collect(),
             ..Moves::default()

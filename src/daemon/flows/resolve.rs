@@ -108,7 +108,7 @@ impl Known {
             kind: self.kind,
             services: services.map(ToString::to_string).collect(),
             container: party.map(|party| party.name.clone()),
-            container_id: party.map(|party| party.id.0.clone()),
+            container_id: party.map(|party| party.id.0.to_string()),
             address: self.address,
         }
     }
@@ -395,7 +395,7 @@ mod tests {
         let containers = [("web", web), ("db", db)];
         let moves = Moves {
             containers: containers
-                .map(|(id, it)| (ContainerId(id.to_owned()), Some(it)))
+                .map(|(id, it)| (ContainerId(id.into()), Some(it)))
                 .into(),
             subnets: Some(vec![GUARDED.parse().unwrap()]),
             ..Moves::default()

@@ -74,13 +74,13 @@ mod tests {
             ipv6: None,
         };
         Container {
-            id: ContainerId(number.to_string()),
+            id: ContainerId(number.to_string().into()),
             name: format!("c{number}"),
             image: String::new(),
             labels: BTreeMap::new(),
             lifecycle: Lifecycle::Running,
             network_mode: NetworkMode::Own,
-            endpoints: BTreeMap::from([(NetworkId("n".to_owned()), endpoint)]),
+            endpoints: BTreeMap::from([(NetworkId("n".into()), endpoint)]),
             published: BTreeSet::new(),
             facts: Facts::default(),
         }
@@ -99,11 +99,11 @@ mod tests {
         let grounds = Grounds::still(&ground);
         let found = |listens: [&[&str]; 2], local: &str, remote: &str| {
             let all: BTreeMap<ContainerId, Sockets> = [2, 3]
-                .map(|number: u8| ContainerId(number.to_string()))
+                .map(|number: u8| ContainerId(number.to_string().into()))
                 .into_iter()
                 .zip(listens.map(sockets))
                 .collect();
-            let id = ContainerId("2".to_owned());
+            let id = ContainerId("2".into());
             let connection = Connection {
                 local: local.parse().unwrap(),
                 remote: remote.parse().unwrap(),

@@ -52,8 +52,11 @@ impl Awaited {
         network: Option<&NetworkId>,
         at: Instant,
     ) {
-        let gone = |id: &ContainerId, on: &NetworkId| id == container && network.is_none_or(|it| it == on);
-        self.connects.retain(|(id, on), _| !gone(id, on));
+        for on in self.networks(container) {
+            if network.is_none_or(|it| *it == on) {
+                self.connects.remove(&(container.clone(), on));
+            }
+        }
         self.bound.remove(container);
         if self.endings.len() < MOST {
             self.endings.push((event, at));
@@ -63,10 +66,18 @@ impl Awaited {
     /// A container started. Returns how long it was bound before; `None`: nothing was to be bound for it.
     pub fn started(&mut self, container: &ContainerId, at: Instant) -> Option<Duration> {
         let bound = self.bound.remove(container);
-        if self.connects.keys().any(|(id, _)| id == container) {
+        if !self.networks(container).is_empty() {
             return Some(Duration::ZERO);
         }
         bound.map(|bound| at.saturating_duration_since(bound))
+    }
+
+    /// The networks on which a container's endpoint is to be bound.
+    fn networks(&self, container: &ContainerId) -> Vec<NetworkId> {
+        let first = (container.clone(), NetworkId::default());
+        let own = self.connects.range(first..);
+        let own = own.take_while(|((id, _), _)| id == container);
+        own.map(|((_, network), _)| network.clone()).collect()
     }
 
     /// A pass ended now. `bound` says how an endpoint stands.
@@ -149,7 +160,7 @@ mod tests {
         let answered = awaited.pass_ended(start + Duration::from_millis(2), |_, _| Bound::Yes);
         assert_eq!(answered.0, [("die", Duration::from_millis(2))]);
         for n in 0..2 * MOST {
-            awaited.connected(&ContainerId(n.to_string()), &network, start);
+            awaited.connected(&ContainerId(n.to_string().into()), &network, start);
             awaited.ended("die", &container, None, start);
         }
         assert!(awaited.connects.len() <= MOST && awaited.endings.len() <= MOST);

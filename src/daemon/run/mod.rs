@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::daemon::control::{self, InForce};
@@ -38,19 +38,21 @@ use crate::daemon::usage::Usage;
 use crate::daemon::{Refusal, chain, reload, status};
 use crate::docker::{Arrived, Engine, EngineError, EngineEvent, subscribe};
 use crate::fault;
-use crate::inventory::{ContainerId, Endpoint, Lifecycle, Network};
+use crate::inventory::{ContainerId, Endpoint, Lifecycle, Listing, Network};
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::generation::{GenerationEvent, GenerationWatch};
 use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};
-use crate::model::Standing;
+use crate::model::{OnUnenforceable, Standing};
 use crate::plan::networks::{NetworkStep, PoolExhausted, Subject};
-use crate::plan::{Doubt, KernelStep, Plan, Planner};
+use crate::plan::{Doubt, KernelStep, Moment, Plan, Planner};
 use crate::policy::{Loaded, Policy, SourceFile};
 use crate::settings::Settings;
 
-/// Everything is listed again after this long, whatever the events said.
+/// Everything is listed again after this long, whatever the events said, and after this much more for each so many containers:
+/// what it costs us and the engine grows with them.
 const RESYNC: Duration = Duration::from_secs(60);
+const RESYNC_CONTAINERS: usize = 2000;
 /// Link events that may wait; beyond them everything is listed again.
 const LINK_EVENTS: usize = 4096;
 /// The first pause after a failure; it doubles up to the last.
@@ -100,7 +102,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
                 cause
             }
             () = sleep(daemon.expiry.next(Timestamp::now())) => daemon.end_edges(),
-            _ = inputs.tick.tick() => daemon.resync("slow timer").await,
+            () = sleep_until(daemon.resync_at) => daemon.resync("slow timer").await,
             () = sleep(daemon.manager.next_beat()) => None,
             () = sleep(daemon.until_publishing()), if daemon.unpublished => {
                 daemon.publish();
@@ -134,7 +136,6 @@ struct Inputs {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
-    tick: tokio::time::Interval,
 }
 
 /// An engine call that is over.
@@ -215,6 +216,8 @@ struct Daemon {
     /// Readings that failed since the last listing: how many, and why.
     reading_failures: (u32, String),
     relisting: bool,
+    /// When everything is listed again.
+    resync_at: tokio::time::Instant,
     doubts: Doubts,
     passes: Passes,
     policy: PolicyStatus,
@@ -312,9 +315,6 @@ impl Daemon {
         let store = Store::new(&settings.state_directory);
         let (keeper, kept) = Keeper::start(store.clone());
         let listen = |kind| signal(kind).map_err(|error| Refusal::system("listen to signals", error));
-        let mut tick = interval(RESYNC);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tick.reset();
         let mut inputs = Inputs {
             links,
             engine: subscribe(settings.docker_socket.clone()),
@@ -333,7 +333,6 @@ impl Daemon {
             hangup: listen(SignalKind::hangup())?,
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
-            tick,
         };
         let rights = settings.rights(Policy::default());
         let mut daemon = Self {
@@ -353,6 +352,7 @@ impl Daemon {
             engine_missing: None,
             reading_failures: (0, String::new()),
             relisting: false,
+            resync_at: tokio::time::Instant::now() + RESYNC,
             doubts: Doubts::default(),
             passes: Passes::default(),
             policy: PolicyStatus::default(),
@@ -418,6 +418,8 @@ impl Daemon {
     }
 
     async fn resync(&mut self, cause: Cause) -> Option<Cause> {
+        self.resync_at =
+            tokio::time::Instant::now() + resync_after(self.planner.inventory().containers().len());
         self.list_links().await;
         self.read(Object::Everything);
         self.without_bridge_netfilter = match bridge_netfilter::ensure().await {
@@ -445,6 +447,12 @@ impl Daemon {
 /// How long to wait after so many failures in a row.
 fn pause(attempts: u32) -> Duration {
     RETRY.0.saturating_mul(1 << attempts.min(10)).min(RETRY.1)
+}
+
+/// From one full listing to the next.
+fn resync_after(containers: usize) -> Duration {
+    let times = 1 + containers / RESYNC_CONTAINERS;
+    RESYNC.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX))
 }
 
 /// Lists the host's bridges, ports and routes into the planner.

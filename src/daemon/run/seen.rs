@@ -8,7 +8,14 @@ impl Daemon {
         match event {
             LinkEvent::Bridge(bridge) => self.planner.upsert_bridge(bridge.index, bridge.name),
             LinkEvent::BridgeGone(index) => self.planner.remove_bridge(index),
-            LinkEvent::Port(port) => self.planner.upsert_port(port),
+            LinkEvent::Port(port) => {
+                let index = port.index;
+                self.planner.upsert_port(port);
+                for network in self.planner.unexplained(index) {
+                    self.reader
+                        .confirm(Object::Network(network), self.planner.moment());
+                }
+            }
             LinkEvent::PortGone(index) => self.planner.remove_port(index),
             LinkEvent::Calls { bridge, calls } => {
                 let changed = self.planner.observe_calls(bridge, calls) && !calls;
@@ -35,7 +42,11 @@ impl Daemon {
             EngineEvent::Connected(engine) => {
                 info!(version = engine.info().version, "connected to the engine");
                 self.reader.connect(Some(engine));
-                self.read(Object::Everything);
+                self.read(if self.waits_for_powers() {
+                    Object::Everything
+                } else {
+                    Object::Outline
+                });
                 Some("engine found")
             }
             EngineEvent::Disconnected { reason, retry_in } => {
@@ -151,6 +162,22 @@ impl Daemon {
         }
     }
 
+    /// Whether containers whose powers are not known are to be cut: then the first listing must tell them, so that none that runs
+    /// is cut for a moment.
+    fn waits_for_powers(&self) -> bool {
+        self.planner.rights().unenforceable != OnUnenforceable::Report
+    }
+
+    fn take_listing(&mut self, listing: Listing, began: Moment) -> Cause {
+        self.planner.reset(listing, began);
+        self.listed = true;
+        fault::point("listed");
+        self.engine_missing = None;
+        self.reading_failures = (0, String::new());
+        self.release_held_back();
+        "listing"
+    }
+
     /// Reads an object; what it says counts for the ports that are there now.
     pub(super) fn read(&mut self, object: Object) {
         self.reader.read(object, self.planner.moment());
@@ -173,14 +200,11 @@ impl Daemon {
     pub(super) fn reading(&mut self, finished: Finished) -> Option<Cause> {
         let (reading, began) = self.reader.finish(finished, self.planner.moment())?;
         match reading {
-            Reading::Everything(listing) => {
-                self.planner.reset(listing, began);
-                self.listed = true;
-                fault::point("listed");
-                self.engine_missing = None;
-                self.reading_failures = (0, String::new());
-                self.release_held_back();
-                Some("listing")
+            Reading::Everything(listing) => Some(self.take_listing(listing, began)),
+            Reading::Outline(listing) => {
+                let cause = self.take_listing(listing, began);
+                self.read(Object::Everything);
+                Some(cause)
             }
             Reading::Container(_, Some(container)) => {
                 self.planner.upsert_container(container, began);
@@ -238,7 +262,7 @@ impl Daemon {
                     self.relisting = true;
                     self.retry_later(Retry::Listing, failures);
                 }
-                if object == Object::Everything {
+                if matches!(object, Object::Everything | Object::Outline) {
                     self.release_held_back();
                 }
                 Some("reading failed")

@@ -66,7 +66,7 @@ impl Status {
                 declared: edge.location.to_string(),
                 why: edge.why.clone(),
                 until: edge.until.map(|until| until.to_string()),
-                counter: names::counter(edge).0,
+                counter: names::counter(edge).to_string(),
                 packets: None,
                 bytes: None,
                 last_used: None,

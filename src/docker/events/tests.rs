@@ -4,7 +4,7 @@ use serde_json::json;
 use super::*;
 
 fn created(n: usize) -> EngineEvent {
-    EngineEvent::ContainerCreated(ContainerId(n.to_string()))
+    EngineEvent::ContainerCreated(ContainerId(n.to_string().into()))
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn network_endpoints(
         // `ep-…` stands for an endpoint that a crash left without a container.
         .filter(|(id, _)| !id.starts_with("ep-"))
         .map(|(id, resource)| {
-            let id = ContainerId(id);
+            let id = ContainerId(id.into());
             let endpoint = Endpoint {
                 mac: parsed(&id, "MAC", &resource.mac_address),
                 ipv4: ipv4(&id, &resource.ipv4_address),
@@ -78,7 +78,7 @@ pub(in crate::docker) fn network(answer: NetworkAnswer) -> Option<NetworkSnapsho
         warn!("a network without an id: ignored");
         return None;
     };
-    let id = NetworkId(id);
+    let id = NetworkId(id.into());
     let kind = kind(&id, answer.driver.unwrap_or_default(), answer.options);
     let configs = answer.ipam.unwrap_or_default().config.unwrap_or_default();
     let subnets = configs

@@ -25,7 +25,7 @@ pub(crate) fn is_volume_name(text: &str) -> bool {
 }
 
 pub(super) fn container_id(id: Field<String>) -> Option<ContainerId> {
-    let id = id.get().filter(|id| is_id(id)).map(ContainerId);
+    let id = id.get().filter(|id| is_id(id)).map(|id| ContainerId(id.into()));
     if id.is_none() {
         warn!("a container without an id: ignored");
     }

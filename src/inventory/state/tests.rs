@@ -5,11 +5,11 @@ use crate::inventory::{Facts, NetworkKind, NetworkMode, Power};
 use crate::net::Mac;
 
 fn container_id(n: u8) -> ContainerId {
-    ContainerId(format!("{n:064x}"))
+    ContainerId(format!("{n:064x}").into())
 }
 
 fn network_id(n: u8) -> NetworkId {
-    NetworkId(format!("{n:064x}"))
+    NetworkId(format!("{n:064x}").into())
 }
 
 fn container(n: u8) -> Container {

@@ -14,7 +14,7 @@ use crate::net::{IcmpType, Mac, PortRange};
 use crate::policy::{Loaded, SourceFile, load};
 
 fn id(number: usize) -> ContainerId {
-    ContainerId(format!("{number:064x}"))
+    ContainerId(format!("{number:064x}").into())
 }
 
 fn address(number: usize) -> IpAddr {
@@ -26,7 +26,7 @@ const OUTSIDE: [&str; 2] = ["203.0.113.7", "2001:db8::7"];
 
 fn network() -> Network {
     Network {
-        id: NetworkId("f".repeat(64)),
+        id: NetworkId("f".repeat(64).into()),
         name: "shop_default".to_owned(),
         kind: NetworkKind::Bridge("br-1".parse().unwrap()),
         subnets: vec!["172.18.0.0/16".parse().unwrap()],

@@ -28,7 +28,7 @@ fn service(name: &str) -> ServiceId {
 
 fn network(name: &str, subnet: &str) -> Network {
     Network {
-        id: NetworkId(format!("network-{name}")),
+        id: NetworkId(format!("network-{name}").into()),
         name: service(name).network_name(),
         kind: NetworkKind::Bridge(format!("cfd-{name}").parse().unwrap()),
         subnets: nets(&[subnet]),
@@ -49,7 +49,7 @@ fn container(name: &str, attached: &[(&Network, &str)]) -> Container {
         (network.id.clone(), wish)
     };
     Container {
-        id: ContainerId(name.to_owned()),
+        id: ContainerId(name.into()),
         name: name.to_owned(),
         image: String::new(),
         labels: BTreeMap::new(),
@@ -156,7 +156,7 @@ fn subnets_avoid_networks_and_routes_and_end_with_the_pool() {
 /// What an allocator hands out, one after the other, of a network on which these host numbers are used.
 fn handed_out(subnet: &str) -> impl FnMut(&[u32]) -> Option<u32> {
     let subnet = subnet.parse().unwrap();
-    let id = NetworkId("n".to_owned());
+    let id = NetworkId("n".into());
     let mut allocator = Allocator::default();
     move |hosts| {
         let mut used = Used {
@@ -217,7 +217,7 @@ fn a_network_is_made_then_its_members_are_attached() {
     else {
         panic!("one attachment")
     };
-    assert_eq!((id.0.as_str(), ipv4.to_string().as_str()), ("db-1", "10.213.0.2"));
+    assert_eq!((&*id.0, ipv4.to_string().as_str()), ("db-1", "10.213.0.2"));
     let done = inventory(vec![container("db-1", &[(&db, "10.213.0.2")])], vec![db]);
     assert_eq!(steps(&wanted, &done), []);
 }
@@ -253,7 +253,7 @@ fn a_network_without_use_is_left_by_all_then_removed_and_foreign_ones_never_are(
     );
     let detach = NetworkStep::Detach {
         network: db.id.clone(),
-        container: ContainerId("stopped".to_owned()),
+        container: ContainerId("stopped".into()),
     };
     assert_eq!(
         steps(&nothing(), &held),

@@ -101,6 +101,15 @@ impl Planner {
         self.dirty.containers.extend(behind);
     }
 
+    /// The networks to read since a port leads to a container and no endpoint that is known can be behind it: the engine's word of
+    /// that attachment is late, or was lost.
+    pub fn unexplained(&self, port: u32) -> Vec<NetworkId> {
+        let port = self.links.port(port).filter(|port| port.peer.is_some());
+        let port = port.filter(|port| self.behind(port).is_empty());
+        let networks = port.into_iter().flat_map(|it| self.view().networks_on(it.bridge));
+        networks.map(|network| network.id.clone()).collect()
+    }
+
     /// The containers with an endpoint on the port's bridge that has the address that the port claims.
     pub(super) fn behind(&self, port: &Port) -> BTreeSet<ContainerId> {
         let Some(peer) = port.peer else {

@@ -52,7 +52,7 @@ impl Homes {
 
     /// The networks on which a container has one, with the ports.
     fn of(&self, container: &ContainerId) -> Vec<(NetworkId, u32)> {
-        let first = (container.clone(), NetworkId(String::new()));
+        let first = (container.clone(), NetworkId::default());
         let own = self.ports.range(first..);
         let own = own.take_while(|((id, _), _)| id == container);
         own.map(|((_, network), port)| (network.clone(), *port)).collect()

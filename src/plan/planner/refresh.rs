@@ -122,6 +122,7 @@ impl Planner {
                 Standing::Managed(identity) if cuts && is_to_be_cut(&self.inventory, container) => {
                     Standing::Isolated(identity)
                 }
+                Standing::Managed(identity) => Standing::Managed(self.structure.shared(identity)),
                 other => other,
             });
             let before = match &now {

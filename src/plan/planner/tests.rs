@@ -22,11 +22,11 @@ allow:
 ";
 
 fn network() -> NetworkId {
-    NetworkId("net".to_owned())
+    NetworkId("net".into())
 }
 
 fn id(name: &str) -> ContainerId {
-    ContainerId(name.to_owned())
+    ContainerId(name.into())
 }
 
 fn address(number: u8) -> IpAddr {
@@ -355,4 +355,28 @@ fn tables_that_are_replaced_lack_an_address_whose_connections_are_not_gone() {
     scene.planner.flows_ended(ending.number);
     scene.carry_out();
     assert!(scene.is_open(3));
+}
+
+#[test]
+fn a_port_without_a_known_endpoint_has_its_network_read() {
+    let mut scene = Scene::new();
+    let known = scene.ports[&id("first")];
+    assert_eq!(scene.planner.unexplained(known), []);
+    let stranger = |mac| Port {
+        index: 200,
+        name: "veth200".parse().unwrap(),
+        bridge: BRIDGE,
+        peer: Some(Peer { namespace: 200, mac }),
+    };
+    scene.planner.upsert_port(stranger(Mac([2, 0x42, 172, 18, 0, 9])));
+    assert_eq!(scene.planner.unexplained(200), [network()]);
+    // An address that somebody has is no news, whoever claims it.
+    scene.planner.upsert_port(stranger(Mac([2, 0x42, 172, 18, 0, 3])));
+    assert_eq!(scene.planner.unexplained(200), []);
+    // On a bridge without a network of Docker's there is nothing to read.
+    scene.planner.upsert_port(Port {
+        bridge: BRIDGE + 1,
+        ..stranger(Mac([2, 0x42, 172, 18, 0, 9]))
+    });
+    assert_eq!(scene.planner.unexplained(200), []);
 }

@@ -164,7 +164,7 @@ mod tests {
             transport: Transport::Tcp,
             port,
             address: (address.parse::<IpAddr>().unwrap(), port).into(),
-            way: Way::Network(NetworkId("n".to_owned())),
+            way: Way::Network(NetworkId("n".into())),
             declared: Declared::Closed,
         }
     }

@@ -63,7 +63,7 @@ fn silence_is_trusted_only_where_what_passed_is_known() {
         transport: Transport::Udp,
         port: 53,
         address: address.parse().unwrap(),
-        way: Way::Network(NetworkId(network.to_owned())),
+        way: Way::Network(NetworkId(network.into())),
         declared: Declared::Closed,
     };
     let probes = [

@@ -60,7 +60,7 @@ impl Dice {
     }
 
     fn network(&mut self) -> NetworkId {
-        NetworkId(self.roll(NETWORKS).to_string())
+        NetworkId(self.roll(NETWORKS).to_string().into())
     }
 
     fn mac(&mut self) -> Mac {
@@ -90,7 +90,7 @@ impl Dice {
         };
         let powers = [None, Some([].into()), Some([Power::Privileged].into())];
         Container {
-            name: id.0.clone(),
+            name: id.0.to_string(),
             id,
             image: String::new(),
             labels: BTreeMap::from([("service".to_owned(), service.to_owned())]),
@@ -119,7 +119,7 @@ impl Dice {
         ];
         let labels = labels.map(|(label, value)| (label.to_owned(), value));
         Network {
-            id: NetworkId(number.to_string()),
+            id: NetworkId(number.to_string().into()),
             name: format!("net{number}"),
             kind: match self.roll(8) {
                 0 => NetworkKind::Other("macvlan".to_owned()),
@@ -272,7 +272,7 @@ impl Story {
                 ipv4,
                 ..
             } => self.planner.upsert_network(Network {
-                id: NetworkId(service.to_string()),
+                id: NetworkId(service.to_string().into()),
                 name: name.clone(),
                 kind: NetworkKind::Bridge(bridge.clone()),
                 subnets: vec![(*ipv4).into()],
