@@ -100,7 +100,7 @@ impl Engine {
                 None => return missing(),
             },
             ["networks"] => networks.map(|it| self.network(it, false)).collect(),
-            ["networks", id] => match networks.find(|it| network_id(*it).0 == **id) {
+            ["networks", id] => match networks.find(|it| *network_id(*it).0 == **id) {
                 Some(number) => self.network(number, true),
                 None => return missing(),
             },
@@ -128,7 +128,7 @@ impl Engine {
         let stopped = self.state.lock().unwrap().stopped.clone();
         let summary = |number: usize| self.summary(number, stopped[number]);
         if query.contains("filters") {
-            let asked = |number: &usize| query.contains(&container_id(*number).0);
+            let asked = |number: &usize| query.contains(&*container_id(*number).0);
             return (0..self.host.endpoints)
                 .find(asked)
                 .into_iter()
@@ -147,8 +147,8 @@ impl Engine {
         let network = Host::network_of(number);
         let or_none = |text: String| if stopped { String::new() } else { text };
         json!({ format!("net{network}"): {
-            "NetworkID": network_id(network).0,
-            "EndpointID": or_none(container_id(number).0),
+            "NetworkID": network_id(network).0.to_string(),
+            "EndpointID": or_none(container_id(number).0.to_string()),
             "IPAddress": or_none(address(number).to_string()),
             "MacAddress": or_none(mac(number).to_string()),
             "GlobalIPv6Address": "",
@@ -157,7 +157,7 @@ impl Engine {
 
     fn summary(&self, number: usize, stopped: bool) -> Value {
         json!({
-            "Id": container_id(number).0,
+            "Id": container_id(number).0.to_string(),
             "Names": [format!("/c{number}")],
             "Image": "bench",
             "Labels": self.labels(number),
@@ -178,7 +178,7 @@ impl Engine {
             state.stopped[number]
         };
         json!({
-            "Id": container_id(number).0,
+            "Id": container_id(number).0.to_string(),
             "Name": format!("/c{number}"),
             "Config": { "Image": "bench", "Labels": self.labels(number) },
             "State": { "Running": !stopped, "Restarting": false, "Pid": if stopped { 0 } else { 4_000_000 + number } },
@@ -198,16 +198,16 @@ impl Engine {
             for container in self.running().into_iter().filter(on_it) {
                 let endpoint = json!({
                     "Name": format!("c{container}"),
-                    "EndpointID": container_id(container).0,
+                    "EndpointID": container_id(container).0.to_string(),
                     "MacAddress": mac(container).to_string(),
                     "IPv4Address": format!("{}/16", address(container)),
                     "IPv6Address": "",
                 });
-                endpoints.insert(container_id(container).0, endpoint);
+                endpoints.insert(container_id(container).0.to_string(), endpoint);
             }
         }
         json!({
-            "Id": network_id(number).0,
+            "Id": network_id(number).0.to_string(),
             "Name": format!("net{number}"),
             "Driver": "bridge",
             "Internal": false,
@@ -234,9 +234,9 @@ impl Engine {
         state.stopped[number] = stopped;
         state.told.entry(number).or_insert_with(Instant::now);
         for (kind, action) in events {
-            let id = container_id(number).0;
+            let id = container_id(number).0.to_string();
             let actor = if kind == "network" {
-                json!({ "ID": network_id(Host::network_of(number)).0, "Attributes": { "container": id } })
+                json!({ "ID": network_id(Host::network_of(number)).0.to_string(), "Attributes": { "container": id } })
             } else {
                 json!({ "ID": id, "Attributes": {} })
             };

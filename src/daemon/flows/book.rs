@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use crate::inventory::ContainerId;
+use crate::inventory::{ContainerId, Published};
 use crate::model::Standing;
 use crate::net::{Mac, Transport};
 use crate::plan::{Moves, Place, Resident};
@@ -25,9 +25,28 @@ pub(super) struct Party {
     pub(super) name: String,
     pub(super) standing: Standing,
     places: Vec<Place>,
+    published: BTreeSet<Published>,
 }
 
 impl Party {
+    fn new(id: &ContainerId, resident: Resident) -> Self {
+        Self {
+            id: id.clone(),
+            name: resident.name,
+            standing: resident.standing,
+            places: resident.places,
+            published: resident.published,
+        }
+    }
+
+    fn spots(&self) -> Vec<Spot> {
+        let of = |place: &Place| {
+            let addresses = place.addresses.iter().copied().map(Spot::Address);
+            addresses.chain(place.port.map(Spot::Port)).collect::<Vec<_>>()
+        };
+        self.places.iter().flat_map(of).collect()
+    }
+
     /// Whether a frame tells the truth: this port, this Ethernet address and this address belong together, or will as soon as
     /// they are bound.
     pub(super) fn is_truth(&self, port: u32, mac: Mac, address: IpAddr) -> bool {
@@ -50,7 +69,7 @@ struct Stay {
 /// The book.
 #[derive(Debug, Default)]
 pub(super) struct Book {
-    present: BTreeMap<ContainerId, (Arc<Party>, Resident)>,
+    present: BTreeMap<ContainerId, Arc<Party>>,
     addresses: BTreeMap<IpAddr, Vec<Stay>>,
     ports: BTreeMap<u32, Vec<Stay>>,
     published: BTreeMap<(Transport, u16), BTreeMap<ContainerId, u16>>,
@@ -84,12 +103,12 @@ impl Book {
     }
 
     fn set(&mut self, id: &ContainerId, resident: Option<Resident>, now: Instant) {
-        let known = self.present.get(id).map(|(_, resident)| resident);
-        if known == resident.as_ref() {
+        let party = resident.map(|resident| Party::new(id, resident));
+        if self.present.get(id).map(Arc::as_ref) == party.as_ref() {
             return;
         }
         let before = self.present.remove(id);
-        if let Some((_, old)) = &before {
+        if let Some(old) = &before {
             for port in &old.published {
                 let key = (port.transport, port.host_port);
                 if let Some(behind) = self.published.get_mut(&key) {
@@ -100,25 +119,17 @@ impl Book {
                 }
             }
         }
-        let party = resident.as_ref().map(|resident| {
-            Arc::new(Party {
-                id: id.clone(),
-                name: resident.name.clone(),
-                standing: resident.standing.clone(),
-                places: resident.places.clone(),
-            })
-        });
         // A container that changed leaves every place, and comes to it again as what it is now.
-        for spot in before.iter().flat_map(|(_, old)| spots(old)) {
+        for spot in before.iter().flat_map(|it| it.spots()) {
             let stays = self.stays(spot).into_iter().flatten();
             let current = stays.filter(|stay| stay.until.is_none() && stay.party.id == *id);
             current.for_each(|stay| stay.until = Some(now));
             self.gone.push_back((now, spot));
         }
-        let (Some(party), Some(resident)) = (party, resident) else {
+        let Some(party) = party.map(Arc::new) else {
             return;
         };
-        for spot in spots(&resident) {
+        for spot in party.spots() {
             let stay = Stay {
                 party: Arc::clone(&party),
                 from: now,
@@ -129,14 +140,14 @@ impl Book {
                 Spot::Port(port) => self.ports.entry(port).or_default().push(stay),
             }
         }
-        for port in &resident.published {
+        for port in &party.published {
             let behind = self
                 .published
                 .entry((port.transport, port.host_port))
                 .or_default();
             behind.insert(id.clone(), port.container_port);
         }
-        self.present.insert(id.clone(), (party, resident));
+        self.present.insert(id.clone(), party);
     }
 
     fn stays(&mut self, spot: Spot) -> Option<&mut Vec<Stay>> {
@@ -177,22 +188,13 @@ impl Book {
     /// Who is behind the host's published port, and the port there.
     pub(super) fn behind(&self, transport: Transport, host_port: u16) -> Option<(&Arc<Party>, u16)> {
         let (id, port) = self.published.get(&(transport, host_port))?.first_key_value()?;
-        let (party, _) = self.present.get(id)?;
-        Some((party, *port))
+        Some((self.present.get(id)?, *port))
     }
 
     /// Whether a Docker network has this address.
     pub(super) fn is_within(&self, address: IpAddr) -> bool {
         self.subnets.iter().any(|net| net.contains(&address))
     }
-}
-
-fn spots(resident: &Resident) -> Vec<Spot> {
-    let of = |place: &Place| {
-        let addresses = place.addresses.iter().copied().map(Spot::Address);
-        addresses.chain(place.port.map(Spot::Port)).collect::<Vec<_>>()
-    };
-    resident.places.iter().flat_map(of).collect()
 }
 
 /// The one who was there; else the last one who had left; else who came right after.
@@ -217,7 +219,7 @@ mod tests {
             standing: Standing::Unmanaged,
             places: vec![Place {
                 mac: None,
-                addresses: BTreeSet::from([address.parse().unwrap()]),
+                addresses: vec![address.parse().unwrap()],
                 port: Some(port),
             }],
             published: BTreeSet::new(),

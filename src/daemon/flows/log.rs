@@ -329,7 +329,7 @@ mod tests {
             standing: Standing::Unmanaged,
             places: vec![Place {
                 mac: None,
-                addresses: BTreeSet::from([at(number)]),
+                addresses: vec![at(number)],
                 port: None,
             }],
             published: BTreeSet::new(),

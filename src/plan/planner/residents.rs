@@ -18,7 +18,7 @@ pub struct Resident {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     pub mac: Option<Mac>,
-    pub addresses: BTreeSet<IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// The bridge port that leads to it, once that is known.
     pub port: Option<u32>,
 }
