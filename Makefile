@@ -1,5 +1,5 @@
 # What people do with the project. `demo`, `test` and `setup` install Debian packages and make network namespaces: run them as root.
-.PHONY: help setup build demo test faults engines soak lint bench
+.PHONY: help setup build demo test faults engines soak lint bench package image
 
 help:
 	@echo "make demo    a shop of real servers on a private Docker Engine, without and with Cofferdam"
@@ -9,12 +9,15 @@ help:
 	@echo "make soak    the same again and again, ROUNDS=20 times, until something fails"
 	@echo "make lint    format, clippy and shell syntax"
 	@echo "make bench   the benchmarks, as root in namespaces of their own; ARGS=--quick: whether they still work"
+	@echo "make package  a Debian package in target/debian; needs cargo and dpkg-dev"
+	@echo "make image   an image of the program for Docker: cofferdam:VERSION"
 	@echo "make setup   what demo and test need of Debian (they call it themselves)"
 
 setup:
 	@[ "$$(id -u)" = 0 ] || { echo "packages, namespaces and dockerd need root: run make as root" >&2; exit 1; }
 	@command -v cargo >/dev/null || { echo "there is no cargo on PATH: install Rust from https://rustup.rs" >&2; exit 1; }
-	@tests/engine/private-engine setup jq git openssh-client chromium chromium-driver systemd docker-compose
+	@tests/engine/private-engine setup jq git openssh-client chromium chromium-driver systemd docker-compose \
+		lintian apparmor debootstrap fish zsh
 
 build:
 	cargo build --locked
@@ -29,7 +32,6 @@ faults: setup
 	@tests/run faults
 
 engines: setup
-	@tests/engine/private-engine setup debootstrap
 	@tests/engines $(ENGINES)
 
 soak: setup
@@ -38,7 +40,7 @@ soak: setup
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	@for script in tests/run tests/engines tests/engine/private-engine tests/engine/root .ci/run examples/shop/*.sh examples/shop/*/*.sh examples/gitops/ci/policy.sh \
+	@for script in tests/run tests/engines tests/engine/private-engine tests/engine/root .ci/run packaging/package packaging/image/build packaging/debian/p* examples/shop/*.sh examples/shop/*/*.sh examples/gitops/ci/policy.sh \
 		examples/gitops/hooks/pre-commit examples/monitoring/check.sh docs/pictures/make; do \
 		bash -n "$$script" || exit 1; \
 		if command -v shellcheck >/dev/null; then shellcheck "$$script" || exit 1; fi; \
@@ -46,3 +48,10 @@ lint:
 
 bench: setup
 	@cargo bench --locked --bench claims -- $(ARGS)
+
+package:
+	@packaging/package release
+
+image:
+	cargo build --locked --release
+	@packaging/image/build target/release/cofferdam "cofferdam:$$(target/release/cofferdam --version | cut -d' ' -f2)"

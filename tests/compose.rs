@@ -11,8 +11,7 @@
 mod engine;
 mod host;
 
-use std::io::Write;
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Output};
 
 use host::{Engine, said, wait_until};
 
@@ -96,36 +95,13 @@ impl Stage {
         ids.lines().map(str::to_owned).collect()
     }
 
-    /// Every address that a place stands for, and whether it answers whoever the probe is run as.
-    fn ask(&self, run_as: &[&str], place: &str, port: u16) -> Vec<(String, bool)> {
-        let mut child = self
-            .engine
-            .command(&[run_as, &["check", "800", "1"]].concat())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let flow = format!("flow tcp {place} {port}\n");
-        child.stdin.take().unwrap().write_all(flow.as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{run_as:?} cannot try {flow}");
-        let answers = String::from_utf8(output.stdout).unwrap();
-        let answer = |line: &str| {
-            let words: Vec<&str> = line.split(' ').collect();
-            assert!(matches!(words[2], "allow" | "deny"), "{line}");
-            assert_ne!(words[1], "-", "{place} does not resolve");
-            (words[1].to_owned(), words[2] == "allow")
-        };
-        answers.lines().map(answer).collect()
-    }
-
     /// From every container of one service to all addresses behind a name, which are so many: each answers, or none does.
     fn expect(&self, from: (&str, &str), place: &str, port: u16, addresses: usize, open: bool) {
         let callers = self.containers(from.0, from.1);
         assert!(!callers.is_empty(), "{from:?} has no container");
         for caller in callers {
             let run_as = ["docker", "exec", "-i", &caller, PROBE];
-            let answers = self.ask(&run_as, &format!("name:{place}"), port);
+            let answers = self.engine.ask(&run_as, &format!("name:{place}"), port);
             assert_eq!(answers.len(), addresses, "{from:?} asks for {place}: {answers:?}");
             assert!(
                 answers.iter().all(|(_, answered)| *answered == open),
@@ -146,13 +122,13 @@ impl Stage {
         let probe = engine::target_directory().join("debug/cofferdam-probe");
         let world = ["ip", "netns", "exec", "world", probe.to_str().unwrap()];
         assert_eq!(
-            self.ask(&world, "198.51.100.1", 8080),
+            self.engine.ask(&world, "198.51.100.1", 8080),
             [("198.51.100.1".to_owned(), true)],
             "the published port"
         );
         // Published as well, by the test's own file: no edge says so.
         assert_eq!(
-            self.ask(&world, "198.51.100.1", 8432),
+            self.engine.ask(&world, "198.51.100.1", 8432),
             [("198.51.100.1".to_owned(), false)],
             "a published port without an edge"
         );

@@ -109,6 +109,28 @@ fn without_bridge_netfilter() {
 }
 
 #[test]
+fn with_state_of_a_later_version() {
+    netns::run("with_state_of_a_later_version", || {
+        let home = home();
+        sh("mkdir -m 700 -p /run/home/state && echo 2 >/run/home/state/format");
+        for command in ["run", "apply"] {
+            let output = try_sh(&format!("{COFFERDAM} {command} {home}"));
+            refused(&output, 21, &["/run/home/state", "has format 2", "later version"]);
+        }
+        assert_eq!(sh("ls /run/home/state"), "format\n", "it was written to");
+        // What closes is loaded all the same, by the policy's directory.
+        sh(&format!(
+            "{COFFERDAM} guard {home} && nft delete table inet cofferdam && nft delete table bridge cofferdam"
+        ));
+        // The twin: the number that this version writes.
+        sh("echo 1 >/run/home/state/format");
+        let mut daemon = Background::start(&format!("{COFFERDAM} run {home}"));
+        wait_for_tables();
+        assert!(daemon.0.try_wait().unwrap().is_none());
+    });
+}
+
+#[test]
 fn with_a_pool_that_collides() {
     netns::run("with_a_pool_that_collides", || {
         let home = home();

@@ -64,8 +64,17 @@ fn text(traces: &Traces) -> String {
             list(containers)
         ));
     }
+    for (port, behind) in &traces.published {
+        lines.push(format!(
+            "Opens {port}: whoever the engine's own rules let in reaches {}, port {}.",
+            behind.container, behind.port
+        ));
+    }
     if traces.tables {
-        lines.push("Published ports become reachable for whoever the engine's own rules let in.".to_owned());
+        lines.push(
+            "Every container reaches this host, and what lies outside where its networks lead there."
+                .to_owned(),
+        );
     }
     lines.iter().map(|line| format!("{line}\n")).collect()
 }

@@ -26,7 +26,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::daemon::Refusal;
 use crate::policy::{Colour, Faults, SourceFile};
@@ -46,7 +46,7 @@ found what is missing, or, of every other command, wrong usage; \
 3 no daemon answers, or check --deny-warnings found only \
 warnings; 4 explain says that it is denied, in whole or in part; 10 settings; 11 missing privileges; 12 no engine; 13 engine \
 too old; 14 nft missing or failing; 15 br_netfilter; 16 address pool taken; 17 another Cofferdam is running; 18 the system \
-refused something; 19 what a saved plan was made from has changed; 20 git missing or failing";
+refused something; 19 what a saved plan was made from has changed; 20 git missing or failing; 21 a later version wrote the state directory";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -129,6 +129,11 @@ fn no_daemon(socket: &Path, error: &io::Error) -> ExitCode {
         socket.display()
     );
     ExitCode::from(NO_DAEMON)
+}
+
+/// All commands with their arguments: man pages and completions are made from it.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command that the arguments name.

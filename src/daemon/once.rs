@@ -1,6 +1,7 @@
 //! One reconcile without a daemon, and the removal of every trace.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use super::state::{Good, Origin, Store};
 use super::{Refusal, chain, run, source};
 use crate::docker::Engine;
 use crate::fault;
-use crate::inventory::{Inventory, NetworkKind};
+use crate::inventory::{Inventory, Lifecycle, NetworkKind};
 use crate::kernel::links::NetfilterCalls;
 use crate::kernel::{bridge_netfilter, privilege};
 use crate::plan::impact::fingerprint;
@@ -76,6 +77,7 @@ async fn apply_if(
 ) -> Result<Applied, Refusal> {
     privilege::require_net_admin()?;
     let _lock = Lock::take()?;
+    Store::new(&settings.state_directory).require_known()?;
     let good = match &settings.git {
         Some(git) => of_repository(settings, git).await?,
         None => of_directory(settings)?,
@@ -201,7 +203,16 @@ pub struct Traces {
     pub networks: BTreeMap<String, BTreeSet<String>>,
     /// Networks that are not ours, with the containers that will reach each other freely there.
     pub opened: BTreeMap<String, BTreeSet<String>>,
+    /// Ports of this host that lead to a container, as `0.0.0.0:8080/tcp`, with the container and its port.
+    pub published: BTreeMap<String, Behind>,
     pub tables: bool,
+}
+
+/// What a published port leads to.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Behind {
+    pub container: String,
+    pub port: u16,
 }
 
 /// Removal in two steps: see what there is, then remove it.
@@ -267,6 +278,18 @@ impl Removal {
                 traces.networks.insert(network.name.clone(), containers);
             } else if tables && containers.len() > 1 && matches!(network.kind, NetworkKind::Bridge(_)) {
                 traces.opened.insert(network.name.clone(), containers);
+            }
+        }
+        let running = self.inventory.containers().values();
+        for container in running.filter(|it| tables && it.lifecycle == Lifecycle::Running) {
+            for port in &container.published {
+                let host = SocketAddr::new(port.address, port.host_port);
+                let behind = Behind {
+                    container: container.name.clone(),
+                    port: port.container_port,
+                };
+                let name = format!("{host}/{}", port.transport.as_str());
+                traces.published.insert(name, behind);
             }
         }
         Ok(traces)

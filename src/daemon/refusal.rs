@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::git::GitError;
+use super::state::StateError;
 use crate::confine::ConfineError;
 use crate::docker::EngineError;
 use crate::kernel::{bridge_netfilter, nft, observe, privilege};
@@ -42,6 +43,8 @@ pub enum Refusal {
     Git(#[from] GitError),
     #[error(transparent)]
     Confine(#[from] ConfineError),
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error("cannot {what}")]
     System {
         what: String,
@@ -80,7 +83,8 @@ impl Refusal {
             Self::BridgeNetfilter(_) => 15,
             Self::Pool { .. } => 16,
             Self::AlreadyRunning { .. } => 17,
-            Self::System { .. } | Self::Confine(_) => 18,
+            Self::State(StateError::Newer { .. }) => 21,
+            Self::System { .. } | Self::Confine(_) | Self::State(_) => 18,
             Self::Moved { .. } => 19,
             Self::Git(_) => 20,
         })

@@ -252,6 +252,7 @@ fn element(change: &ElementChange) -> Value {
     }
 }
 
+/// Protocols by their numbers: for names nft asks /etc/protocols, which not every system has.
 fn element_key(key: &Key) -> Value {
     match key {
         Key::Ipv4(address) => json!(address.to_string()),
@@ -264,13 +265,13 @@ fn element_key(key: &Key) -> Value {
             json!({ "concat": [index, mac.to_string(), address.to_string()] })
         }
         Key::Service4(address, transport, port) => {
-            json!({ "concat": [address.to_string(), transport.as_str(), port] })
+            json!({ "concat": [address.to_string(), transport.number(), port] })
         }
         Key::Service6(address, transport, port) => {
-            json!({ "concat": [address.to_string(), transport.as_str(), port] })
+            json!({ "concat": [address.to_string(), transport.number(), port] })
         }
         Key::HostPort(family, transport, port) => {
-            json!({ "concat": [format!("ipv{}", family.digit()), transport.as_str(), port] })
+            json!({ "concat": [format!("ipv{}", family.digit()), transport.number(), port] })
         }
         Key::Binding6(index, mac, address) => {
             json!({ "concat": [index, mac.to_string(), address.to_string()] })

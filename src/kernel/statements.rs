@@ -52,7 +52,7 @@ pub(super) fn statement(statement: &Statement) -> Value {
         Statement::Ports(ports) => self::ports(ports),
         Statement::Icmp(family, types) => icmp(*family, types.as_ref()),
         Statement::OnLink => equal(payload("ip6", "hoplimit"), Expression::Number(255)),
-        Statement::Protocol(number) => equal(meta(MetaKey::L4proto), Expression::Number(u32::from(*number))),
+        Statement::Protocol(number) => equal(meta(MetaKey::L4proto), protocol(*number)),
         Statement::Stamped(bits) => stamped(*bits),
         Statement::Stamp(bits) => stamp(*bits),
         Statement::Counter(name) => Nft::Counter(Counter::Named(name.as_str().into())),
@@ -80,6 +80,11 @@ fn side_of<T>(side: Side, source: T, destination: T) -> T {
 
 fn text<'a>(text: impl Into<Cow<'a, str>>) -> Expression<'a> {
     Expression::String(text.into())
+}
+
+/// By its number: for a name nft asks /etc/protocols, which not every system has.
+fn protocol(number: u8) -> Expression<'static> {
+    Expression::Number(u32::from(number))
 }
 
 /// `@SET`
@@ -301,7 +306,7 @@ fn ports(ports: &BTreeSet<(Transport, PortRange)>) -> Nft<'_> {
     }
     let items = ports
         .iter()
-        .map(|(transport, wanted)| concat(vec![text(transport.as_str()), port(wanted)]));
+        .map(|(transport, wanted)| concat(vec![protocol(transport.number()), port(wanted)]));
     equal(
         concat(vec![meta(MetaKey::L4proto), payload("th", "dport")]),
         one_of(items.collect()),
@@ -310,12 +315,12 @@ fn ports(ports: &BTreeSet<(Transport, PortRange)>) -> Nft<'_> {
 
 /// `meta l4proto icmp`, `icmpv6 type { 128 }`
 fn icmp(family: Family, types: Option<&BTreeSet<u8>>) -> Nft<'static> {
-    let (protocol, header) = match family {
-        Family::V4 => ("icmp", "icmp"),
-        Family::V6 => ("ipv6-icmp", "icmpv6"),
+    let (number, header) = match family {
+        Family::V4 => (1, "icmp"),
+        Family::V6 => (58, "icmpv6"),
     };
     match types {
-        None => equal(meta(MetaKey::L4proto), text(protocol)),
+        None => equal(meta(MetaKey::L4proto), protocol(number)),
         Some(types) => {
             let numbers = types.iter().map(|number| Expression::Number(u32::from(*number)));
             equal(payload(header, "type"), one_of(numbers.collect()))

@@ -1,8 +1,11 @@
 //! A private engine for one test, and the product in its namespaces.
 #![allow(dead_code, reason = "each test executable uses its part")]
 
+pub(crate) mod flows;
+
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// An engine that ends with the test, whatever becomes of it. Its directory is the test's, too.
@@ -96,6 +99,35 @@ impl Engine {
     pub(crate) fn address(&self, container: &str, network: &str) -> String {
         let format = format!("{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}");
         self.docker(&["inspect", "-f", &format, container])
+    }
+
+    /// Every address that a place stands for, and whether it answers whoever the probe is run as.
+    pub(crate) fn ask(&self, run_as: &[&str], place: &str, port: u16) -> Vec<(String, bool)> {
+        let mut child = self
+            .command(&[run_as, &["check", "800", "1"]].concat())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let flow = format!("flow tcp {place} {port}\n");
+        child.stdin.take().unwrap().write_all(flow.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{run_as:?} cannot try {flow}");
+        let answers = String::from_utf8(output.stdout).unwrap();
+        let answer = |line: &str| {
+            let words: Vec<&str> = line.split(' ').collect();
+            assert!(matches!(words[2], "allow" | "deny"), "{line}");
+            assert_ne!(words[1], "-", "{place} does not resolve");
+            (words[1].to_owned(), words[2] == "allow")
+        };
+        answers.lines().map(answer).collect()
+    }
+
+    /// Whether an address answers.
+    pub(crate) fn answers(&self, run_as: &[&str], address: &str, port: u16) -> bool {
+        self.ask(run_as, address, port)
+            .iter()
+            .all(|(_, answered)| *answered)
     }
 
     /// Waits until the daemon has everything in force; its log is in `daemon.log`.

@@ -259,6 +259,8 @@ impl Daemon {
         fault::point("before-lock");
         let lock = Lock::take()?;
         fault::point("after-lock");
+        let store = Store::new(&settings.state_directory);
+        store.require_known()?;
         if let Some(git) = &settings.git {
             git::require(git).await?;
         }
@@ -312,7 +314,6 @@ impl Daemon {
         let (reader, readings) = Reader::new();
         let (steps_sender, steps) = mpsc::unbounded_channel();
         let (retries_sender, retries) = mpsc::unbounded_channel();
-        let store = Store::new(&settings.state_directory);
         let (keeper, kept) = Keeper::start(store.clone());
         let listen = |kind| signal(kind).map_err(|error| Refusal::system("listen to signals", error));
         let mut inputs = Inputs {

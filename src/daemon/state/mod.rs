@@ -4,6 +4,7 @@
 //! is whole, belongs to root or this process's user, and nobody else may write to it.
 //!
 //! ```text
+//! format           the number of this layout, as text: of a later one nothing is touched
 //! last-good.json   which slot is in force, the revision, the files' paths: replaced by one rename
 //! a/, b/           two slots with the files' bytes, 0000.yaml and so on: the one that is not in force is written
 //! audit-since.json
@@ -32,7 +33,11 @@ use crate::policy::{self, Loaded, MAX_FILE_BYTES, Revision, SourceFile};
 pub const MAX_BYTES: usize = 32 << 20;
 pub const MAX_FILES: usize = 4096;
 
-const FORMAT: u32 = 1;
+/// The layout that this version reads and writes; packaging/debian/preinst knows it, too.
+pub const FORMAT: u32 = 1;
+const FORMAT_FILE: &str = "format";
+/// Directories without the number are of the versions before there was one.
+const FORMAT_WITHOUT_FILE: u32 = 1;
 const MANIFEST: &str = "last-good.json";
 const AUDIT: &str = "audit-since.json";
 /// Locks of a mirror that git leaves behind when it is killed.
@@ -43,6 +48,7 @@ const STALE: [&str; 5] = [
     "shallow.lock",
     "config.lock",
 ];
+const MAX_FORMAT: usize = 64;
 /// What a manifest or a list of services may have: paths have at most 4096 bytes.
 const MAX_JSON: usize = 32 << 20;
 
@@ -59,6 +65,12 @@ pub enum StateError {
     Damaged { path: PathBuf, what: String },
     #[error("a policy of {bytes} bytes in {files} files is too large to be kept")]
     TooLarge { bytes: usize, files: usize },
+    #[error(
+        "the state directory {} has format {found}, and this version knows no later one than {FORMAT}: a later version of \
+         Cofferdam wrote it. Install that one again, or move the directory away and lose the last good policy",
+        path.display()
+    )]
+    Newer { path: PathBuf, found: u32 },
 }
 
 /// Where a policy came from.
@@ -144,7 +156,44 @@ impl Store {
     /// When it cannot be made, or is not ours alone.
     pub fn prepare(&self) -> Result<(), StateError> {
         files::make_directory(&self.directory)?;
-        files::require_ours(&self.directory)
+        files::require_ours(&self.directory)?;
+        self.require_known()?;
+        if self.recorded()?.is_none() {
+            let line = format!("{FORMAT}\n");
+            files::replace(&self.directory.join(FORMAT_FILE), line.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Refuses what a later version wrote: this one might misread it, and would damage it by writing.
+    ///
+    /// # Errors
+    /// [`StateError::Newer`]. What cannot be read at all is told where it is used.
+    pub fn require_known(&self) -> Result<(), StateError> {
+        let found = match self.recorded() {
+            Ok(found) => found.unwrap_or(FORMAT_WITHOUT_FILE),
+            Err(_) => return Ok(()),
+        };
+        if found > FORMAT {
+            let path = self.directory.clone();
+            return Err(StateError::Newer { path, found });
+        }
+        Ok(())
+    }
+
+    /// The number of the directory's layout, where it has one.
+    fn recorded(&self) -> Result<Option<u32>, StateError> {
+        let path = self.directory.join(FORMAT_FILE);
+        let Some(bytes) = self.read(FORMAT_FILE, MAX_FORMAT)? else {
+            return Ok(None);
+        };
+        let number = std::str::from_utf8(&bytes)
+            .ok()
+            .and_then(|it| it.trim().parse().ok());
+        number.map(Some).ok_or_else(|| StateError::Damaged {
+            path,
+            what: "is not a number".to_owned(),
+        })
     }
 
     /// The last good policy; `None`: none was ever kept.
@@ -288,23 +337,30 @@ impl Store {
     }
 
     fn read_json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<T>, StateError> {
-        match std::fs::symlink_metadata(&self.directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            _ => files::require_ours(&self.directory)?,
-        }
-        let path = self.directory.join(name);
-        let bytes = match files::read(&path, MAX_JSON) {
-            Err(StateError::System { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(None);
-            }
-            bytes => bytes?,
+        self.require_known()?;
+        let Some(bytes) = self.read(name, MAX_JSON)? else {
+            return Ok(None);
         };
         serde_json::from_slice(&bytes)
             .map(Some)
             .map_err(|error| StateError::Damaged {
-                path,
+                path: self.directory.join(name),
                 what: format!("cannot be read: {error}"),
             })
+    }
+
+    /// The bytes of a file that is ours, in a directory that is; `None`: there is none.
+    fn read(&self, name: &str, limit: usize) -> Result<Option<Vec<u8>>, StateError> {
+        match std::fs::symlink_metadata(&self.directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            _ => files::require_ours(&self.directory)?,
+        }
+        match files::read(&self.directory.join(name), limit) {
+            Err(StateError::System { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            bytes => bytes.map(Some),
+        }
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), StateError> {

@@ -179,3 +179,37 @@ fn a_directory_that_cannot_be_made_is_an_error() {
     let store = Store::new(&folder.path().join("file/state"));
     assert!(store.keep(&one()).is_err());
 }
+
+/// As the versions before there was a number wrote it, and as a later one might.
+#[test]
+fn an_older_directory_is_taken_over_and_a_newer_one_is_left_alone() {
+    let (_folder, store) = store();
+    store.require_known().unwrap();
+    store.keep(&one()).unwrap();
+    let number = store.path().join(FORMAT_FILE);
+    assert_eq!(std::fs::read_to_string(&number).unwrap(), "1\n");
+    std::fs::remove_file(&number).unwrap();
+    assert_eq!(store.last_good().unwrap(), Some(one()));
+    store.keep_audit(&AuditSince::default()).unwrap();
+    assert_eq!(std::fs::read_to_string(&number).unwrap(), "1\n");
+
+    std::fs::write(&number, "2\n").unwrap();
+    let newer = |result: Result<(), StateError>| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, StateError::Newer { found: 2, .. }), "{error}");
+        assert!(error.to_string().contains("has format 2"), "{error}");
+    };
+    let before = std::fs::read(store.path().join(MANIFEST)).unwrap();
+    newer(store.require_known());
+    newer(store.last_good().map(drop));
+    newer(store.audit().map(drop));
+    newer(store.keep(&two()));
+    newer(store.keep_audit(&AuditSince::default()));
+    assert_eq!(std::fs::read(store.path().join(MANIFEST)).unwrap(), before);
+
+    // Nonsense is damage: the daemon starts, says so, and keeps nothing there.
+    std::fs::write(&number, "many\n").unwrap();
+    store.require_known().unwrap();
+    let error = store.keep(&two()).unwrap_err();
+    assert!(error.to_string().contains("is not a number"), "{error}");
+}
