@@ -94,6 +94,9 @@ pub struct Overrides {
     /// all]
     #[arg(long, env = "COFFERDAM_ALLOWED_REGISTRIES", value_name = "NAMES|none")]
     pub allowed_registries: Option<Choice<Registries>>,
+    /// File of accepted findings of `audit`, each with a reason and its last day [default: none]
+    #[arg(long, env = "COFFERDAM_AUDIT_BASELINE", value_name = "FILE|none")]
+    pub audit_baseline: Option<Choice<PathBuf>>,
     /// Have the daemon give up files, programs and ports that it does not need [default: true]
     #[arg(long, env = "COFFERDAM_LANDLOCK", value_name = "BOOL")]
     pub landlock: Option<bool>,
@@ -169,6 +172,8 @@ pub struct Settings {
     pub http: Option<HttpSettings>,
     /// `None`: every one.
     pub allowed_registries: Option<Registries>,
+    /// `None`: nothing is accepted.
+    pub audit_baseline: Option<PathBuf>,
     /// By which the daemon restricts itself.
     pub means: Means,
 }
@@ -291,6 +296,7 @@ impl Settings {
                 .allowed_registries
                 .or(file.allowed_registries)
                 .and_then(Choice::on),
+            audit_baseline: flags.audit_baseline.or(file.audit_baseline).and_then(Choice::on),
             means: Means {
                 landlock: flags.landlock.or(file.landlock).unwrap_or(true),
                 seccomp: flags.seccomp.or(file.seccomp).unwrap_or(true),

@@ -25,6 +25,8 @@ mod daemon;
 mod engine;
 #[path = "faults/figure.rs"]
 mod figure;
+#[path = "faults/firewall.rs"]
+mod firewall;
 #[path = "faults/flows.rs"]
 mod flows;
 #[path = "faults/frame.rs"]
@@ -117,6 +119,7 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
         identity,
         crashes,
         kernel,
+        firewall,
         outage,
         boot,
         unenforceable,

@@ -18,7 +18,7 @@ use cofferdam::daemon::flows::FlowVerdict;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
-use world::{World, many, service, shop};
+use world::{World, found, many, service, shop};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -69,6 +69,7 @@ async fn serve() -> (World, SocketAddr) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_there_and_says_what_it_is() {
     let (world, address) = serve().await;
+    world.audited.put(found("worker"));
     world.attempt(
         service("shop/web", 1),
         service("shop/db", 1),
@@ -101,6 +102,12 @@ async fn everything_is_there_and_says_what_it_is() {
             "no edge from shop/web to shop/db",
         ),
         ("/api/flows?after=1", "application/json", "\"flows\":[]"),
+        ("/api/audit", "application/json", "\"code\":\"CFA002\""),
+        (
+            "/metrics",
+            "text/plain; version=0.0.4; charset=utf-8",
+            "cofferdam_audit_findings{code=\"CFA002\",severity=\"critical\"} 1",
+        ),
     ] {
         let answer = get(address, path, "").await;
         assert_eq!(answer.status, 200, "{path}: {answer:?}");

@@ -19,7 +19,7 @@ use std::time::Duration;
 use cofferdam::daemon::flows::{EndKind, FlowVerdict};
 use cofferdam::daemon::metrics::{self, Sources};
 use cofferdam::daemon::status::{GitStatus, Status};
-use world::{World, end, service, shop};
+use world::{World, end, found, service, shop};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/monitoring")
@@ -53,6 +53,7 @@ fn full() -> String {
         totals,
         missed,
         measures,
+        audit: found("worker").into(),
     })
 }
 

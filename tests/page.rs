@@ -24,7 +24,7 @@ use cofferdam::daemon::flows::{EndKind, FlowRecord, FlowVerdict};
 use cofferdam::daemon::status::{EdgeStatus, State, Status};
 use fantoccini::key::Key;
 use serde_json::{Value, json};
-use world::{World, add_service, edge, end, flow, many, service, shop};
+use world::{World, add_service, edge, end, flow, found, many, service, shop};
 
 const URL: &str = "http://127.0.0.1:9471/";
 /// The edges that are drawn.
@@ -62,7 +62,7 @@ fn seen<F: Future<Output = Browser>>(
             .await;
         let browser = body(world, browser).await;
         let broken = browser.run("return [...document.scripts].length").await;
-        assert_eq!(broken, json!(5), "a script was added");
+        assert_eq!(broken, json!(6), "a script was added");
         browser.close().await;
         asked_nobody_else(folder.path());
     });
@@ -247,6 +247,8 @@ fn hostile_names_are_inert() {
             browser
                 .until("return document.querySelectorAll('#flows li').length === 1")
                 .await;
+            world.audited.put(found(&script));
+            browser.until("return state.audit?.at ? true : null").await;
             // Every one of them is chosen, too, in the graph and in the matrix.
             let chosen = "for (const name of Object.keys(state.view.services)) { select(name); showScene(); showDetail(state); showFlows(state); } \
                       openTab('matrix'); showScene(); return document.querySelectorAll('#matrix tbody tr').length";
@@ -254,6 +256,12 @@ fn hostile_names_are_inert() {
             assert!(
                 rows.as_u64().unwrap() >= hostile().services.len() as u64,
                 "{rows}"
+            );
+            let audit = "openTab('audit'); showScene(); return document.getElementById('audit').innerText.split('<script>').length";
+            assert_eq!(
+                browser.run(audit).await,
+                json!(4),
+                "a name, a message and a remark"
             );
             browser.run("openTab('graph')").await;
             browser
@@ -275,6 +283,60 @@ fn hostile_names_are_inert() {
             browser
         },
     );
+}
+
+#[test]
+fn what_weakens_the_host_is_listed_by_container() {
+    let name = "what_weakens_the_host_is_listed_by_container";
+    seen(name, (1400, 900), shop, |world, browser| async move {
+        // With the keyboard: to the left of the first tab is the last one.
+        browser.run("document.getElementById('tab-graph').focus()").await;
+        let keys = char::from(Key::Left).to_string();
+        browser
+            .page
+            .active_element()
+            .await
+            .unwrap()
+            .send_keys(&keys)
+            .await
+            .unwrap();
+        let text = "return document.getElementById('audit').innerText";
+        browser
+            .until(&format!("{text}.includes('is being looked at')"))
+            .await;
+        world.audited.put(found("worker"));
+        browser.until(&format!("{text}.includes('worker')")).await;
+        assert_eq!(
+            browser
+                .run("return document.getElementById('audit-count').innerText")
+                .await,
+            json!("1")
+        );
+        let said = browser.run(text).await;
+        let said = said.as_str().unwrap();
+        for word in [
+            "0 containers: 1 critical, 0 high, 1 medium, 0 low, 1 accepted.",
+            "has every right",
+            "drop --it",
+            "accepted until 2999-12-31: known",
+            "does not run",
+        ] {
+            assert!(said.contains(word), "{word} is missing in {said}");
+        }
+        let listed = "return [...document.querySelectorAll('.subject')].map(it => \
+            [it.dataset.container, ...[...it.querySelectorAll('li')].map(it => it.className + ' ' + it.dataset.code)])";
+        assert_eq!(
+            browser.run(listed).await,
+            json!([
+                ["web", "critical CFA002", "accepted CFA012"],
+                ["worker", "medium CFA014"]
+            ])
+        );
+        browser.run("state.filter = 'work'; showScene()").await;
+        assert_eq!(browser.run(listed).await, json!([["worker", "medium CFA014"]]));
+        browser.run("state.filter = ''").await;
+        browser
+    });
 }
 
 #[test]

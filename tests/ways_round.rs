@@ -8,139 +8,30 @@
     reason = "a test fails by panicking, and acts on the system"
 )]
 
-use std::collections::BTreeSet;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::thread;
-use std::time::Duration;
 
-use cofferdam::daemon::executor::Kernel;
-use cofferdam::inventory::{ContainerId, Listing, Published};
-use cofferdam::model::{Rights, Unmanaged};
-use cofferdam::net::Transport;
-use cofferdam::plan::Planner;
-use cofferdam::policy::{self, Mode, SourceFile};
+use cofferdam::model::Unmanaged;
+use cofferdam::policy::Mode;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, recvfrom, sendto, setsockopt, sockopt};
 
-use draft::{At, Draft, endpoint};
+use draft::{At, endpoint};
+use rules::{PATIENCE, Stage, answers, publish, run, serve};
 use socket::{Family, Proto};
 use stage::{container, within};
 
 #[path = "semantics/draft.rs"]
 mod draft;
 mod netns;
+#[path = "semantics/rules.rs"]
+mod rules;
 #[expect(dead_code, reason = "shared with the probe")]
 #[path = "probe/socket.rs"]
 mod socket;
 #[path = "semantics/stage.rs"]
 mod stage;
-
-const PATIENCE: Duration = Duration::from_millis(400);
-
-/// The containers, with what a test changes of them, and the rules for them.
-struct Stage {
-    kernel: Kernel,
-    planner: Planner,
-}
-
-impl Stage {
-    async fn open(allow: &str, change: impl FnOnce(&mut Listing)) -> Self {
-        stage::build();
-        // Addresses and routes settle.
-        thread::sleep(Duration::from_millis(300));
-        let services: [&[usize]; 4] = [&[0], &[1], &[], &[]];
-        let containers: Vec<Draft> = services
-            .into_iter()
-            .zip(stage::PLACES)
-            .map(|(services, network)| (services.iter().copied().collect(), BTreeSet::from([network])))
-            .collect();
-        let kernel = Kernel::open().unwrap();
-        let links = kernel.links().list().await.unwrap();
-        let mut planner = draft::planner(policy(allow), &containers, Unmanaged::Allow);
-        stage::tell_links(&mut planner, &links);
-        let mut listing = draft::listing(&containers);
-        change(&mut listing);
-        let now = planner.moment();
-        planner.reset(listing, now);
-        let mut stage = Self { kernel, planner };
-        stage.carry_out().await;
-        stage
-    }
-
-    /// Puts another policy in force.
-    async fn allow(&mut self, allow: &str) {
-        self.change(|rights| rights.policy = policy(allow)).await;
-    }
-
-    async fn change(&mut self, change: impl FnOnce(&mut Rights)) {
-        let mut rights = self.planner.rights().clone();
-        change(&mut rights);
-        self.planner.set_rights(rights);
-        self.carry_out().await;
-    }
-
-    async fn carry_out(&mut self) {
-        let plan = self.planner.plan();
-        self.kernel.carry_out(&plan, &mut self.planner).await.unwrap();
-    }
-}
-
-fn policy(allow: &str) -> policy::Policy {
-    let text = format!(
-        "cofferdam: 1
-segment: one
-services:
-  a: {{ select: {{ labels: {{ one-a: \"yes\" }} }} }}
-  b: {{ select: {{ labels: {{ one-b: \"yes\" }} }} }}
-allow: {allow}
-"
-    );
-    let file = SourceFile {
-        path: "one.yaml".to_owned(),
-        bytes: text.into_bytes(),
-    };
-    policy::load(&[file]).unwrap().policy
-}
-
-fn run<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
-    netns::run(name, || {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(body());
-    });
-}
-
-/// Echo on every address of a family, until the test ends.
-fn serve(at: At, port: u16) {
-    for family in [Family::V4, Family::V6] {
-        let listener = within(at, || socket::listen_stream(Proto::Tcp, family, port).unwrap());
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                thread::spawn(move || {
-                    let _gone = io::copy(&mut stream.try_clone().unwrap(), &mut stream);
-                });
-            }
-        });
-    }
-}
-
-/// Whether a server answers.
-fn answers(from: At, to: &str) -> bool {
-    let to: SocketAddr = to.parse().unwrap();
-    within(from, || {
-        let Ok(mut stream) = TcpStream::connect_timeout(&to, PATIENCE) else {
-            return false;
-        };
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut answer = [0; 4];
-        stream.write_all(b"ping").is_ok() && stream.read_exact(&mut answer).is_ok()
-    })
-}
 
 /// The types of the ICMPv6 messages sent, one after the other, that arrive.
 fn arriving(from: At, to: (At, Ipv6Addr), sent: &[(u8, u8)]) -> Vec<(u8, u8)> {
@@ -237,17 +128,6 @@ fn proxy(listen: &str, server: SocketAddr) {
                 let _gone = io::copy(&mut &server, &mut &client);
             });
         }
-    });
-}
-
-fn publish(listing: &mut Listing, container: usize, address: &str, host_port: u16, container_port: u16) {
-    let id = ContainerId(format!("container{container}").into());
-    let container = listing.containers.iter_mut().find(|it| it.id == id).unwrap();
-    container.published.insert(Published {
-        address: address.parse().unwrap(),
-        transport: Transport::Tcp,
-        host_port,
-        container_port,
     });
 }
 

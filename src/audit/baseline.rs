@@ -1,6 +1,6 @@
 //! The baseline: findings that somebody has accepted, why, and until when.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
@@ -85,30 +85,85 @@ impl Baseline {
     /// Takes out what is accepted on this day.
     pub fn judge(&self, findings: Vec<Finding>, today: Date) -> Judged<'_> {
         let mut judged = Judged::default();
-        let mut matched = BTreeMap::<usize, usize>::new();
+        let mut judging = self.judging(today);
         for finding in findings {
-            let mut by = None;
-            for (position, acceptance) in self.accepted.iter().enumerate() {
-                if acceptance.matches(&finding) {
-                    *matched.entry(position).or_default() += 1;
-                    if acceptance.until >= today && by.is_none() {
-                        by = Some(acceptance);
-                    }
-                }
-            }
-            match by {
+            match judging.accepts(&finding) {
                 Some(acceptance) => judged.accepted.push((finding, acceptance)),
                 None => judged.open.push(finding),
             }
         }
-        for (position, acceptance) in self.accepted.iter().enumerate() {
-            if !matched.contains_key(&position) {
-                judged.stale.push((Stale::Unmatched, acceptance));
-            } else if acceptance.until < today {
-                judged.stale.push((Stale::Expired, acceptance));
+        judged.stale = judging.stale();
+        judged
+    }
+
+    /// The same for findings that come one by one.
+    pub fn judging(&self, today: Date) -> Judging<'_> {
+        Judging {
+            baseline: self,
+            today,
+            matched: BTreeSet::new(),
+        }
+    }
+}
+
+/// Findings that are being judged on one day.
+#[derive(Debug)]
+pub struct Judging<'b> {
+    baseline: &'b Baseline,
+    today: Date,
+    /// The positions of acceptances that are about something that was found.
+    matched: BTreeSet<usize>,
+}
+
+impl<'b> Judging<'b> {
+    /// What accepts a finding.
+    pub fn accepts(&mut self, finding: &Finding) -> Option<&'b Acceptance> {
+        let mut by = None;
+        for (position, acceptance) in self.baseline.accepted.iter().enumerate() {
+            if acceptance.matches(finding) {
+                self.matched.insert(position);
+                if acceptance.until >= self.today && by.is_none() {
+                    by = Some(acceptance);
+                }
             }
         }
-        judged
+        by
+    }
+
+    /// The acceptances that do nothing, once everything was judged.
+    pub fn stale(&self) -> Vec<(Stale, &'b Acceptance)> {
+        let mut stale = Vec::new();
+        for (position, acceptance) in self.baseline.accepted.iter().enumerate() {
+            if !self.matched.contains(&position) {
+                stale.push((Stale::Unmatched, acceptance));
+            } else if acceptance.until < self.today {
+                stale.push((Stale::Expired, acceptance));
+            }
+        }
+        stale
+    }
+}
+
+impl std::fmt::Display for Acceptance {
+    /// What it is about.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let place = self.container.as_deref().unwrap_or("the engine");
+        write!(f, "{} {place}", self.code)
+    }
+}
+
+impl Stale {
+    /// The sentence about such an acceptance.
+    pub fn told(self, acceptance: &Acceptance) -> String {
+        match self {
+            Self::Expired => format!(
+                "no longer accepted since {} is past: {acceptance}",
+                acceptance.until
+            ),
+            Self::Unmatched => {
+                format!("accepted but not found: {acceptance}; take it out of the baseline, or mend the name")
+            }
+        }
     }
 }
 

@@ -15,11 +15,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-pub use self::baseline::{Acceptance, Baseline, BaselineError, Judged, Stale};
+pub use self::baseline::{Acceptance, Baseline, BaselineError, Judged, Judging, Stale};
 pub use self::code::{Code, Severity, UnknownCode};
 pub use self::image::Registries;
-use crate::inventory::{ContainerId, EnginePosture, Inventory, Lifecycle, Posture};
-use crate::model::{Rights, Standing, standing};
+use crate::inventory::{Container, ContainerId, EnginePosture, Inventory, Lifecycle, Posture};
+use crate::model::{Rights, Standing, Unenforceable, standing};
 use crate::policy::Policy;
 
 /// What is looked at.
@@ -61,39 +61,70 @@ pub fn audit(scene: &Scene<'_>) -> Vec<Finding> {
         .values()
         .map(|container| (container.id.clone(), standing(policy, container)))
         .collect();
-    let mut findings = engine::findings(scene.engine);
+    let ground = Ground {
+        engine: scene.engine,
+        rights: scene.rights,
+        registries: scene.registries,
+    };
+    let mut findings = of_engine(scene.engine);
     for container in containers.values() {
         let (Some(posture), Some(own)) = (scene.postures.get(&container.id), standings.get(&container.id))
         else {
             continue;
         };
-        let mut report = Report {
-            container: Some(shown(&container.name)),
-            is_running: container.lifecycle == Lifecycle::Running,
-            findings: Vec::new(),
-        };
         let reasons = crate::model::reasons(scene.inventory, &standings, container, own);
-        container::unenforceable(&reasons, &mut report);
-        match posture {
-            Some(posture) if container.facts.powers.is_some() && !container.facts.unreadable => {
-                container::confinement(container, posture, scene.engine, &mut report);
-                image::findings(container, posture, scene.registries, &mut report);
-                if let Some(rights) = scene.rights {
-                    ports::undeclared(container, posture, own, rights, &mut report);
-                }
-                ports::everywhere(container, posture, own, scene.rights, &mut report);
-            }
-            _ => report.add(
-                Code::Unreadable,
-                None,
-                "cannot be judged: the engine's answer about it is not understood",
-                "look at it with `docker inspect`, and remove it if nobody knows what it is",
-            ),
-        }
-        findings.extend(report.findings);
+        findings.extend(of_container(&ground, container, own, &reasons, posture.as_ref()));
     }
     findings.sort();
     findings
+}
+
+/// What the findings of a container depend on beside itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Ground<'a> {
+    pub engine: &'a EnginePosture,
+    /// As of a [`Scene`].
+    pub rights: Option<&'a Rights>,
+    pub registries: Option<&'a Registries>,
+}
+
+/// The findings of the engine's own settings, in no order.
+pub fn of_engine(engine: &EnginePosture) -> Vec<Finding> {
+    engine::findings(engine)
+}
+
+/// The findings of one container, in no order. The reasons are those of `model::reasons`; no posture: its inspection cannot be
+/// understood.
+pub fn of_container(
+    ground: &Ground<'_>,
+    container: &Container,
+    own: &Standing,
+    reasons: &[Unenforceable],
+    posture: Option<&Posture>,
+) -> Vec<Finding> {
+    let mut report = Report {
+        container: Some(shown(&container.name)),
+        is_running: container.lifecycle == Lifecycle::Running,
+        findings: Vec::new(),
+    };
+    container::unenforceable(reasons, &mut report);
+    match posture {
+        Some(posture) if container.facts.powers.is_some() && !container.facts.unreadable => {
+            container::confinement(container, posture, ground.engine, &mut report);
+            image::findings(container, posture, ground.registries, &mut report);
+            if let Some(rights) = ground.rights {
+                ports::undeclared(container, posture, own, rights, &mut report);
+            }
+            ports::everywhere(container, posture, own, ground.rights, &mut report);
+        }
+        _ => report.add(
+            Code::Unreadable,
+            None,
+            "cannot be judged: the engine's answer about it is not understood",
+            "look at it with `docker inspect`, and remove it if nobody knows what it is",
+        ),
+    }
+    report.findings
 }
 
 /// Takes the findings of one container, or of the engine.

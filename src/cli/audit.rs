@@ -5,9 +5,8 @@ mod report;
 mod sarif;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -16,8 +15,9 @@ use jiff::tz::TimeZone;
 
 use self::report::Report;
 use super::{SettingsArgs, block_on, colour_of, policies, written};
-use crate::audit::{Baseline, Scene, Severity, audit};
+use crate::audit::{Scene, Severity, audit};
 use crate::daemon::control::{Answer, Request, ask};
+use crate::daemon::posture::baseline;
 use crate::daemon::{Refusal, chain};
 use crate::docker::Engine;
 use crate::inventory::{EnginePosture, Inventory, Posture};
@@ -39,7 +39,7 @@ pub(super) struct AuditArgs {
     /// Exit with 1 when something as grave or graver is found that nobody has accepted
     #[arg(long, value_name = "SEVERITY", default_value = "high")]
     fail_on: FailOn,
-    /// File of accepted findings, each with a reason and its last day
+    /// File of accepted findings, each with a reason and its last day, in place of that of the settings
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
     #[command(flatten)]
@@ -73,15 +73,16 @@ const FOUND: u8 = 1;
 const USAGE: u8 = 2;
 
 pub(super) fn run(args: AuditArgs) -> Result<ExitCode, Refusal> {
-    let baseline = match args.baseline.as_deref().map(baseline).transpose() {
+    let named = args.settings.overrides.policies.is_some();
+    let settings = args.settings.load()?;
+    let file = args.baseline.as_ref().or(settings.audit_baseline.as_ref());
+    let baseline = match file.map(|file| baseline(file)).transpose() {
         Ok(baseline) => baseline.unwrap_or_default(),
         Err(said) => {
             eprintln!("cofferdam: {said}");
             return Ok(ExitCode::from(USAGE));
         }
     };
-    let named = args.settings.overrides.policies.is_some();
-    let settings = args.settings.load()?;
     let seen = block_on(async {
         let seen = Seen::of(&settings).await?;
         Ok((seen, told(&settings, named).await))
@@ -129,12 +130,6 @@ pub(super) fn run(args: AuditArgs) -> Result<ExitCode, Refusal> {
         false => ExitCode::SUCCESS,
     };
     Ok(written(shown.map(|()| code)))
-}
-
-fn baseline(path: &Path) -> Result<Baseline, String> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| format!("cannot read the baseline {}: {error}", path.display()))?;
-    Baseline::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// What the engine says.

@@ -58,7 +58,8 @@ pub fn needs(settings: &Settings) -> Needs {
     }
     write.push(NOTHING.into());
     let mut read: Vec<PathBuf> = LIBRARIES.iter().chain(&KERNEL).map(PathBuf::from).collect();
-    read.extend(policies(&settings.policies));
+    read.extend(around(&settings.policies));
+    read.extend(settings.audit_baseline.iter().flat_map(|file| around(file)));
     let mut needs = Needs {
         capabilities,
         read,
@@ -104,9 +105,9 @@ fn loader(header: &[u8]) -> Option<PathBuf> {
         .map(Path::to_owned)
 }
 
-/// Where the policies are: what is above them, too, so that another directory can be put in their place, and as far up as there is
-/// something.
-fn policies(directory: &Path) -> Vec<PathBuf> {
+/// Where the policies, or the baseline, are: what is above them, too, so that another directory can be put in their place, and as far
+/// up as there is something.
+fn around(place: &Path) -> Vec<PathBuf> {
     let above = |path: &Path| {
         let above = path.ancestors().skip(1).map(|it| {
             if it.as_os_str().is_empty() {
@@ -118,8 +119,8 @@ fn policies(directory: &Path) -> Vec<PathBuf> {
         above.into_iter().find(|it| it.is_dir()).map(Path::to_owned)
     };
     // A link leads to where another one may stand next to it.
-    let target = fs::canonicalize(directory).ok();
-    [above(directory), target.as_deref().and_then(above)]
+    let target = fs::canonicalize(place).ok();
+    [above(place), target.as_deref().and_then(above)]
         .into_iter()
         .flatten()
         .collect()
@@ -148,14 +149,14 @@ mod tests {
     fn what_is_above_the_policies_is_read_and_nothing_else_of_theirs() {
         let folder = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(folder.path()).unwrap();
-        assert_eq!(policies(&root.join("a/b/policies")), std::slice::from_ref(&root));
+        assert_eq!(around(&root.join("a/b/policies")), std::slice::from_ref(&root));
         fs::create_dir_all(root.join("releases/1")).unwrap();
         fs::create_dir(root.join("etc")).unwrap();
         std::os::unix::fs::symlink(root.join("releases/1"), root.join("etc/policies")).unwrap();
         assert_eq!(
-            policies(&root.join("etc/policies")),
+            around(&root.join("etc/policies")),
             [root.join("etc"), root.join("releases")]
         );
-        assert_eq!(policies(Path::new("policies")).first().unwrap(), Path::new("."));
+        assert_eq!(around(Path::new("policies")).first().unwrap(), Path::new("."));
     }
 }

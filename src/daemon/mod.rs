@@ -20,6 +20,7 @@
 //! | [`status`], [`told`], [`control`] | what is true now, with what the kernel adds to it, and the socket that tells it |
 //! | [`flows`] | flows that were denied, audited or forged, by name |
 //! | [`learn`] | watching without a daemon, for `cofferdam learn` |
+//! | [`posture`] | what `cofferdam audit` finds, on a thread of its own, for metrics and the page |
 //! | `findings` | which containers cannot be held to their rights, told when that changes |
 //! | [`usage`] | edges' hits and last use |
 //! | [`confine`] | what the daemon needs of the host; everything else it gives up |
@@ -43,6 +44,7 @@ pub mod lock;
 mod manager;
 pub mod metrics;
 pub mod once;
+pub mod posture;
 pub mod preview;
 pub mod reader;
 pub mod refusal;

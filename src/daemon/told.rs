@@ -9,6 +9,7 @@ use tracing::debug;
 use super::control::{Answer, InForce, Request};
 use super::flows::{FlowLog, FlowsAnswer};
 use super::metrics::{self, Measures, Sources};
+use super::posture::Audited;
 use super::status::Status;
 use super::usage::Usage;
 use crate::kernel::elements::{Elements, ElementsError};
@@ -22,6 +23,7 @@ pub struct Told {
     pub flows: FlowLog,
     pub usage: Usage,
     pub measures: Measures,
+    pub audited: Audited,
 }
 
 impl Told {
@@ -69,6 +71,7 @@ impl Told {
             totals,
             missed,
             measures: self.measures.clone(),
+            audit: self.audited.report(),
         }
     }
 }

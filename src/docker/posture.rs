@@ -228,7 +228,8 @@ fn is_host(mode: &Option<String>) -> bool {
 #[derive(Debug)]
 struct Process {
     arguments: Vec<String>,
-    file: Value,
+    /// `None`: it cannot be read.
+    file: Option<Value>,
 }
 
 impl Process {
@@ -247,9 +248,10 @@ impl Process {
         let path = named.unwrap_or_else(|| "/etc/docker/daemon.json".to_owned());
         let path = proc.join("root").join(path.trim_start_matches('/'));
         let file = match fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).ok()?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Value::Null,
-            Err(_) => return None,
+            Ok(bytes) => serde_json::from_slice(&bytes).ok(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(Value::Null),
+            // Whoever has given up its powers is not let into another's root.
+            Err(_) => None,
         };
         Some(Self { arguments, file })
     }
@@ -264,7 +266,7 @@ impl Process {
             Some(_) => return Some(false),
             None => {}
         }
-        match self.file.get(setting) {
+        match self.file.as_ref()?.get(setting) {
             None => Some(default),
             Some(value) => value.as_bool(),
         }

@@ -6,7 +6,7 @@ use super::Published;
 use super::powers::plain;
 
 /// What an inspection tells of a container's confinement.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Posture {
     pub is_privileged: bool,
     pub capabilities: Capabilities,
@@ -44,7 +44,7 @@ pub enum HostNamespace {
 }
 
 /// What was asked for of capabilities, in plain upper-case names.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Capabilities {
     pub added: BTreeSet<String>,
     pub dropped: BTreeSet<String>,
@@ -100,7 +100,7 @@ impl Capabilities {
 }
 
 /// What of the engine's own confinement was taken off.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Security {
     pub seccomp_off: bool,
     pub apparmor_off: bool,

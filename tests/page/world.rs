@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use cofferdam::audit::{Baseline, Code, Finding};
 use cofferdam::daemon::control::InForce;
 use cofferdam::daemon::flows::{Direction, EndKind, FlowEnd, FlowLog, FlowRecord, FlowVerdict};
 use cofferdam::daemon::http::{Reading, serve_with};
 use cofferdam::daemon::metrics::Measures;
+use cofferdam::daemon::posture::{Audited, Draft, Report};
 use cofferdam::daemon::status::{
     ContainerStatus, EdgeStatus, EndpointState, EndpointStatus, ServiceStatus, State, Status,
 };
@@ -21,6 +23,7 @@ use tokio::sync::watch;
 pub(crate) struct World {
     pub(crate) status: Arc<Mutex<Status>>,
     pub(crate) flows: FlowLog,
+    pub(crate) audited: Audited,
     /// How often the status was read.
     pub(crate) readings: Arc<Mutex<usize>>,
 }
@@ -30,6 +33,7 @@ impl World {
         Self {
             status: Arc::new(Mutex::new(status)),
             flows: FlowLog::new(Timestamp::now()),
+            audited: Audited::default(),
             readings: Arc::default(),
         }
     }
@@ -44,6 +48,7 @@ impl World {
             flows: self.flows.clone(),
             usage: cofferdam::daemon::usage::Usage::default(),
             measures: Measures::default(),
+            audited: self.audited.clone(),
         };
         let world = self.clone();
         let read = move || -> Reading {
@@ -149,6 +154,28 @@ pub(crate) fn add_service(status: &mut Status, name: &str, containers: u8) {
     status
         .services
         .insert(name.to_owned(), ServiceStatus { containers });
+}
+
+/// What a look at the host would tell: of a container with a finding and one that is accepted, and of one with another name.
+pub(crate) fn found(other: &str) -> Report {
+    let finding = |code: Code, container: &str, object: &str| Finding {
+        severity: code.severity(),
+        code,
+        container: Some(container.to_owned()),
+        object: None,
+        message: format!("has {object}"),
+        mend: "drop `--it`".to_owned(),
+        is_running: container == "web",
+    };
+    let baseline = "accepted: [{ code: CFA012, container: web, reason: known, until: 2999-12-31 }]";
+    let baseline = Baseline::parse(baseline).unwrap();
+    let mut draft = Draft::new(Timestamp::now(), baseline.judging("2026-11-27".parse().unwrap()));
+    draft.take(vec![
+        finding(Code::WritableRoot, "web", "a writable root"),
+        finding(Code::Privileged, "web", "every right"),
+    ]);
+    draft.take(vec![finding(Code::HostPath, other, other)]);
+    draft.finish(vec![other.to_owned()])
 }
 
 /// The shop of the README.

@@ -113,19 +113,7 @@ impl Report<'_> {
             );
         }
         for (why, acceptance) in &self.judged.stale {
-            let place = acceptance.container.as_deref().unwrap_or("the engine");
-            let _ = match why {
-                Stale::Expired => writeln!(
-                    text,
-                    "no longer accepted since {} is past: {} {place}",
-                    acceptance.until, acceptance.code
-                ),
-                Stale::Unmatched => writeln!(
-                    text,
-                    "accepted but not found: {} {place}; take it out of the baseline, or mend the name",
-                    acceptance.code
-                ),
-            };
+            let _ = writeln!(text, "{}", why.told(acceptance));
         }
         for remark in &self.remarks {
             let _ = writeln!(text, "note: {remark}");

@@ -5,6 +5,7 @@
 //! | `view` | who there is and which edges, whenever that changed |
 //! | `counters` | the kernel's counters, whenever they changed |
 //! | `flows` | flows that changed; the latest of all at first |
+//! | `audit` | what voids or weakens segmentation, whenever it was looked at |
 //! | `trouble` | why the kernel cannot be asked |
 
 use std::convert::Infallible;
@@ -21,6 +22,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::feed::Feed;
 use crate::daemon::flows::{FlowRecord, Missed};
+use crate::daemon::posture::Report;
 
 /// How often it is looked whether something changed.
 const TICK: Duration = Duration::from_millis(500);
@@ -40,6 +42,7 @@ struct Client {
     /// When the flow log began, and what was told of it.
     flows: Option<(Timestamp, u64, Missed)>,
     trouble: Option<String>,
+    audit: Option<Arc<Report>>,
 }
 
 /// What is told of the flow log.
@@ -64,6 +67,7 @@ fn changes(feed: Arc<Feed>) -> impl Stream<Item = Result<Event, Infallible>> {
         counters: 0,
         flows: None,
         trouble: None,
+        audit: None,
     };
     let hello = stream::once(async { Event::default().retry(RETRY) });
     let changes = stream::unfold(client, |mut client| async move {
@@ -98,6 +102,13 @@ impl Client {
                     self.view = 0;
                 }
             }
+        }
+        let report = self.feed.told().audited.report();
+        if self.audit.as_ref().is_none_or(|told| !Arc::ptr_eq(told, &report)) {
+            if let Ok(text) = serde_json::to_string(&*report) {
+                events.push(Event::default().event("audit").data(text));
+            }
+            self.audit = Some(report);
         }
         let log = self.feed.flows().await;
         let told = (log.since, log.last, log.missed);

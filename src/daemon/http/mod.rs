@@ -177,6 +177,7 @@ fn router(hosts: Hosts, feed: Arc<Feed>) -> Router {
         .route("/api/status", get(whole_status))
         .route("/api/graph", get(graph))
         .route("/api/service", get(service))
+        .route("/api/audit", get(audit))
         .route("/api/flows", get(flows))
         .route("/api/events", get(events::stream))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here\n") })
@@ -265,6 +266,11 @@ async fn service(State(feed): Shared, Query(which): Query<Which>) -> Response {
         },
         Err(message) => unavailable(&message),
     }
+}
+
+/// What voids or weakens segmentation, as it was found last.
+async fn audit(State(feed): Shared) -> Response {
+    json(&*feed.told().audited.report())
 }
 
 #[derive(Deserialize)]

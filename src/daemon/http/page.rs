@@ -10,11 +10,12 @@ use sha2::{Digest, Sha256};
 const HTML: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
 /// In the order in which they run.
-const SCRIPTS: [&str; 5] = [
+const SCRIPTS: [&str; 6] = [
     include_str!("vendor/dagre.min.js"),
     include_str!("page/dom.js"),
     include_str!("page/graph.js"),
     include_str!("page/panes.js"),
+    include_str!("page/audit.js"),
     include_str!("page/page.js"),
 ];
 

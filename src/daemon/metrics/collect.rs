@@ -11,14 +11,14 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 
-use super::{MOST_SETS, OTHER, Sources};
+use super::{MOST_SETS, OTHER, Sources, audited};
 use crate::daemon::flows::FlowVerdict;
 use crate::daemon::status::{ContainerStatus, EdgeStatus, State, Status};
 
 #[derive(Debug)]
 pub(super) struct Told(pub(super) Sources);
 
-type Labels = Vec<(&'static str, String)>;
+pub(super) type Labels = Vec<(&'static str, String)>;
 
 impl Collector for Told {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
@@ -28,6 +28,7 @@ impl Collector for Told {
         health(&mut out, status)?;
         containers(&mut out, status)?;
         edges(&mut out, status)?;
+        audited::findings(&mut out, &self.0.audit)?;
         self.flows(&mut out)
     }
 }
@@ -354,15 +355,15 @@ fn edges(out: &mut Out<'_>, status: &Status) -> Result<(), Error> {
     )
 }
 
-fn signed(value: usize) -> i64 {
+pub(super) fn signed(value: usize) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 /// Writes families of metrics.
-struct Out<'a>(DescriptorEncoder<'a>);
+pub(super) struct Out<'a>(DescriptorEncoder<'a>);
 
 impl Out<'_> {
-    fn gauge(&mut self, name: &str, help: &str, value: usize) -> Result<(), Error> {
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: usize) -> Result<(), Error> {
         let encoder = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         ConstGauge::new(signed(value)).encode(encoder)
     }
@@ -378,7 +379,7 @@ impl Out<'_> {
     }
 
     /// Nothing at all is said of a family without samples.
-    fn gauges(
+    pub(super) fn gauges(
         &mut self,
         name: &str,
         help: &str,

@@ -5,6 +5,7 @@
 //! Labels are bounded: what has names in it gets at most [`MOST_SETS`] sets of labels of its own, and everything beyond is
 //! added up in one whose labels are all `other`, which no service can be called.
 
+mod audited;
 mod awaited;
 mod collect;
 mod measures;
@@ -23,6 +24,7 @@ pub use self::measures::Measures;
 
 use self::collect::Told;
 use super::flows::{FlowTotals, Missed};
+use super::posture::Report;
 use super::status::Status;
 
 /// The most sets of labels of one metric that have names in them.
@@ -43,6 +45,7 @@ pub struct Sources {
     pub totals: FlowTotals,
     pub missed: Missed,
     pub measures: Measures,
+    pub audit: Arc<Report>,
 }
 
 /// The metrics in the OpenMetrics text format.

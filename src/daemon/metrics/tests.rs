@@ -2,8 +2,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::*;
+use crate::audit::{Baseline, Code, Finding};
 use crate::daemon::flows::FlowTotals;
 use crate::daemon::flows::record::{Direction, EndKind, FlowEnd, FlowRecord, FlowVerdict};
+use crate::daemon::posture::Draft;
 use crate::daemon::status::{
     ContainerStatus, EdgeStatus, EndpointStatus, GitStatus, RefusedCommit, ServiceStatus, State,
 };
@@ -55,6 +57,7 @@ fn sources(status: Status) -> Sources {
         totals: FlowTotals::default(),
         missed: Missed::default(),
         measures: Measures::default(),
+        audit: Arc::default(),
     }
 }
 
@@ -232,4 +235,65 @@ fn five_thousand_services_with_hostile_names_stay_bounded_and_well_formed() {
     assert!(!text.lines().any(|line| line.starts_with("# HELP x y")));
     // The same ones have labels of their own each time.
     assert!(samples.keys().eq(parse(&super::text(&sources)).keys()));
+}
+
+#[test]
+fn findings_are_counted_by_code_and_what_is_accepted_apart() {
+    let finding = |code: Code, container: Option<&str>| Finding {
+        severity: code.severity(),
+        code,
+        container: container.map(str::to_owned),
+        object: None,
+        message: "m".to_owned(),
+        mend: "m".to_owned(),
+        is_running: true,
+    };
+    let mut sources = sources(Status::starting());
+    // Before it was looked nothing is said: 0 would be a lie.
+    assert!(!text(&sources).contains("cofferdam_audit_findings"));
+    let baseline = "accepted:\n\
+        - { code: CFA002, container: known, reason: r, until: 2026-12-31 }\n\
+        - { code: CFA001, container: gone, reason: r, until: 2026-12-31 }\n";
+    let baseline = Baseline::parse(baseline).unwrap();
+    let report = |today: &str| {
+        let judging = baseline.judging(today.parse().unwrap());
+        let mut draft = Draft::new("2026-11-27T00:00:00Z".parse().unwrap(), judging);
+        draft.take(vec![finding(Code::Icc, None)]);
+        draft.take(vec![finding(Code::Privileged, Some("known"))]);
+        draft.take(vec![
+            finding(Code::NetRaw, Some("<script>")),
+            finding(Code::Privileged, Some("<script>")),
+        ]);
+        draft.finish(Vec::new())
+    };
+    sources.audit = Arc::new(report("2026-12-31"));
+    let told = text(&sources);
+    for line in [
+        "cofferdam_audit_findings{code=\"CFA002\",severity=\"critical\"} 1",
+        "cofferdam_audit_findings{code=\"CFA008\",severity=\"medium\"} 1",
+        "cofferdam_audit_findings{code=\"CFA104\",severity=\"medium\"} 1",
+        "cofferdam_audit_findings{code=\"CFA001\",severity=\"critical\"} 0",
+        "cofferdam_audit_accepted_findings{code=\"CFA002\",severity=\"critical\"} 1",
+        "cofferdam_audit_stale_acceptances 1",
+        "cofferdam_audit_timestamp_seconds 1795737600",
+    ] {
+        has(&told, line);
+    }
+    assert!(!told.contains("script"), "a container's name is no label");
+    assert_eq!(
+        parse(&told)
+            .keys()
+            .filter(|it| it.starts_with("cofferdam_audit_findings{"))
+            .count(),
+        Code::ALL.len()
+    );
+    // The day after, the acceptance is over.
+    sources.audit = Arc::new(report("2027-01-01"));
+    let told = text(&sources);
+    has(
+        &told,
+        "cofferdam_audit_findings{code=\"CFA002\",severity=\"critical\"} 2",
+    );
+    has(&told, "cofferdam_audit_stale_acceptances 2");
+    assert!(!told.contains("cofferdam_audit_accepted_findings"), "{told}");
 }

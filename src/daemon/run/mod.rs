@@ -27,6 +27,7 @@ use crate::daemon::http;
 use crate::daemon::lock::Lock;
 use crate::daemon::manager::Manager;
 use crate::daemon::metrics::{Awaited, Bound, Measures};
+use crate::daemon::posture::{self, look::Look};
 use crate::daemon::reader::{Finished, Object, Reader, Reading};
 use crate::daemon::source::{self, SourceError};
 use crate::daemon::state::{AuditSince, Good, Keep, Keeper, Kept, Origin, Store};
@@ -43,7 +44,7 @@ use crate::kernel::conntrack::Conntrack;
 use crate::kernel::generation::{GenerationEvent, GenerationWatch};
 use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};
-use crate::model::{OnUnenforceable, Standing};
+use crate::model::{OnUnenforceable, Rights, Standing};
 use crate::plan::networks::{NetworkStep, PoolExhausted, Subject};
 use crate::plan::{Doubt, KernelStep, Moment, Plan, Planner};
 use crate::policy::{Loaded, Policy, SourceFile};
@@ -103,6 +104,10 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             }
             () = sleep(daemon.expiry.next(Timestamp::now())) => daemon.end_edges(),
             () = sleep_until(daemon.resync_at) => daemon.resync("slow timer").await,
+            Some(look) = inputs.looks.recv() => {
+                daemon.show(look);
+                None
+            }
             () = sleep(daemon.manager.next_beat()) => None,
             () = sleep(daemon.until_publishing()), if daemon.unpublished => {
                 daemon.publish();
@@ -133,6 +138,7 @@ struct Inputs {
     kept: mpsc::UnboundedReceiver<Kept>,
     policy: mpsc::Receiver<()>,
     repository: mpsc::Receiver<git::Report>,
+    looks: mpsc::Receiver<Look>,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -242,6 +248,8 @@ struct Daemon {
     rest: Duration,
     status: watch::Sender<Arc<Status>>,
     in_force: watch::Sender<Arc<InForce>>,
+    /// Those of the planner, as they are told to others.
+    rights: Arc<Rights>,
     /// What is wrong with the HTTP server, where there is one.
     http: Option<http::Trouble>,
     measures: Measures,
@@ -293,12 +301,16 @@ impl Daemon {
         let informant = flows::start(flows.clone(), settings.options.nflog_group)
             .map_err(|error| Refusal::system("start the thread that tells denied flows", error))?;
         let measures = Measures::default();
+        let (looks_sender, looks) = mpsc::channel(1);
+        let audited = posture::start(&settings, looks_sender)
+            .map_err(|error| Refusal::system("start the thread that looks how the host is set", error))?;
         let told = Told {
             status: status_receiver,
             policy: in_force_receiver,
             flows: flows.clone(),
             usage: Usage::default(),
             measures: measures.clone(),
+            audited,
         };
         tokio::spawn(told.usage.clone().keep());
         let http = match &settings.http {
@@ -331,12 +343,14 @@ impl Daemon {
             },
             // Until it is known which commit is in force.
             repository: mpsc::channel(1).1,
+            looks,
             hangup: listen(SignalKind::hangup())?,
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
         };
         let rights = settings.rights(Policy::default());
         let mut daemon = Self {
+            rights: Arc::new(rights.clone()),
             planner: Planner::new(settings.options, settings.pools.clone(), rights),
             settings,
             kernel,
@@ -432,14 +446,22 @@ impl Daemon {
         self.reload(cause).await
     }
 
+    /// Shows a few containers to whoever looks how they are set. Before the engine was listed nobody is answered.
+    fn show(&self, look: Look) {
+        if self.listed {
+            let rights = self.policy.revision.as_ref().map(|_| &self.rights);
+            look.show(&self.planner, rights);
+        }
+    }
+
     /// The policy without the edges that have ended meanwhile. A pass follows where that makes a difference.
     fn end_edges(&mut self) -> Option<Cause> {
         let policy = self.expiry.in_force(Timestamp::now());
         let rights = self.settings.rights(policy);
         let changed = self.planner.set_rights(rights);
         if changed {
-            let rights = Arc::new(self.planner.rights().clone());
-            self.informant.tell(Update::Rights(rights));
+            self.rights = Arc::new(self.planner.rights().clone());
+            self.informant.tell(Update::Rights(Arc::clone(&self.rights)));
         }
         changed.then_some("an edge ended")
     }

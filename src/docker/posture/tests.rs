@@ -85,7 +85,7 @@ fn what_is_not_understood_is_not_taken_for_nothing() {
 fn the_process_tells_what_the_api_does_not() {
     let process = |arguments: &[&str], file: Value| Process {
         arguments: arguments.iter().map(ToString::to_string).collect(),
-        file,
+        file: Some(file),
     };
     let proxy = |arguments: &[&str], file| process(arguments, file).is_on("userland-proxy", true);
     assert_eq!(proxy(&["-H", "fd://"], Value::Null), Some(true));
@@ -96,6 +96,14 @@ fn the_process_tells_what_the_api_does_not() {
         Some(false)
     );
     assert_eq!(proxy(&[], json!({"userland-proxy": "no"})), None);
+    // Of a file that cannot be read nothing is known; an argument wins all the same.
+    let out_of_reach = |arguments: &[&str]| Process {
+        file: None,
+        ..process(arguments, Value::Null)
+    };
+    assert_eq!(out_of_reach(&[]).is_on("userland-proxy", true), None);
+    let off = out_of_reach(&["--userland-proxy=false"]);
+    assert_eq!(off.is_on("userland-proxy", true), Some(false));
     let arguments = ["--config-file", "/a", "--config-file=/b"].map(str::to_owned);
     assert_eq!(argument(&arguments, "config-file"), Some("/b"));
     assert_eq!(argument(&arguments, "config"), None);

@@ -11,6 +11,7 @@ const state = {
   since: null,
   missed: null,
   containers: null,
+  audit: null,
   selected: null,
   segment: '',
   filter: '',
@@ -27,6 +28,7 @@ function draw() {
   requestAnimationFrame(() => {
     due = false;
     showHead(state);
+    showAuditCount(state);
     showScene();
     showDetail(state);
     showFlows(state);
@@ -34,9 +36,9 @@ function draw() {
 }
 
 function showScene() {
-  const graph = state.tab === 'graph';
-  let scene;
-  if (graph) scene = picture.show(state);
+  let scene = { grouped: false };
+  if (state.tab === 'graph') scene = picture.show(state);
+  else if (state.tab === 'audit') showAudit(state, byId('audit'));
   else { scene = sceneOf(state); showMatrix(state, byId('matrix')); }
   const hint = byId('hint');
   hint.hidden = !scene.grouped;
@@ -134,6 +136,11 @@ function takeFlows({ since, missed, flows }) {
   draw();
 }
 
+function takeAudit(audit) {
+  state.audit = audit;
+  draw();
+}
+
 function live(on, text) {
   byId('live').className = 'live ' + (on ? 'on' : 'off');
   byId('live-text').textContent = text;
@@ -145,6 +152,7 @@ function listen() {
   on('view', takeView);
   on('counters', takeCounters);
   on('flows', takeFlows);
+  on('audit', takeAudit);
   source.addEventListener('trouble', (event) => live(false, shown(event.data)));
   source.addEventListener('view', () => live(true, 'live'));
   source.onopen = () => live(true, 'live');
@@ -174,9 +182,11 @@ byId('graph').addEventListener('wheel', (event) => {
   picture.zoomBy(event.deltaY < 0 ? 1.1 : 0.9);
 }, { passive: false });
 
+const TABS = ['graph', 'matrix', 'audit'];
+
 function openTab(name) {
   state.tab = name;
-  for (const tab of ['graph', 'matrix']) {
+  for (const tab of TABS) {
     byId('tab-' + tab).setAttribute('aria-selected', String(tab === name));
     byId('tab-' + tab).tabIndex = tab === name ? 0 : -1;
     byId(tab).hidden = tab !== name;
@@ -186,11 +196,12 @@ function openTab(name) {
   draw();
 }
 
-for (const tab of ['graph', 'matrix']) {
+for (const [index, tab] of TABS.entries()) {
   byId('tab-' + tab).addEventListener('click', () => openTab(tab));
   byId('tab-' + tab).addEventListener('keydown', (event) => {
     if (!['ArrowLeft', 'ArrowRight'].includes(event.key)) return;
-    const other = tab === 'graph' ? 'matrix' : 'graph';
+    const step = event.key === 'ArrowRight' ? 1 : TABS.length - 1;
+    const other = TABS[(index + step) % TABS.length];
     openTab(other);
     byId('tab-' + other).focus();
   });
