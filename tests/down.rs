@@ -13,13 +13,13 @@ mod host;
 use std::io::Write;
 use std::process::{Output, Stdio};
 
+use host::flows::PROBE;
 use host::{Engine, said};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const POLICY: &str = "cofferdam: 1\nsegment: shop\nservices:\n  web: { select: { name: web } }\n  db: { select: { name: db } }\n\
                       allow:\n  - { from: world, to: web, ports: [80] }\n  - { from: web, to: db, ports: [5432] }\n";
-const PROBE: &str = engine::PROBE_INSIDE;
 
 /// What somebody at a terminal answers.
 fn asked(engine: &Engine, answer: &str) -> Output {
@@ -45,22 +45,8 @@ fn it_says_what_it_opens_and_opens_nothing_else_than_asked() {
     let engine = Engine::up("down", &[engine::IMAGE, probe.to_str().unwrap()]);
     engine.add_world();
     engine.docker(&["network", "create", "shared"]);
-    for (name, published, listens) in [
-        ("web", "8080:80", "tcp/80"),
-        ("db", "8432:5432", "tcp/5432,tcp/5433"),
-    ] {
-        let words = [
-            "run",
-            "-d",
-            "--name",
-            name,
-            "--network",
-            "shared",
-            "-p",
-            published,
-        ];
-        engine.docker(&[&words[..], &[engine::IMAGE, PROBE, "listen", listens]].concat());
-    }
+    engine.listen(engine::IMAGE, "web", "tcp/80", &["-p", "8080:80"]);
+    engine.listen(engine::IMAGE, "db", "tcp/5432,tcp/5433", &["-p", "8432:5432"]);
     let policies = engine.policies("policies", POLICY);
     let log = std::fs::File::create(engine.0.join("daemon.log")).unwrap();
     let mut daemon = engine

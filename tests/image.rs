@@ -14,10 +14,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
+use host::flows::PROBE;
 use host::{Engine, said, wait_until};
 use serde_json::Value;
 
-const PROBE: &str = engine::PROBE_INSIDE;
 const COMPOSE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/image");
 const POLICY: &str = "cofferdam: 1\nsegment: shop\nservices:\n  web: { select: { name: web } }\n  db: { select: { name: db } }\n\
                       allow:\n  - { from: web, to: db, ports: [5432] }\n";
@@ -103,19 +103,7 @@ impl Stage {
         assert!(output.status.success(), "{}", said(&output));
         stage.0.docker(&["network", "create", "shared"]);
         for name in ["db", "web"] {
-            let words = [
-                "run",
-                "-d",
-                "--name",
-                name,
-                "--network",
-                "shared",
-                engine::IMAGE,
-                PROBE,
-            ];
-            stage
-                .0
-                .docker(&[&words[..], &["listen", "tcp/5432,tcp/5433"]].concat());
+            stage.0.listen(engine::IMAGE, name, "tcp/5432,tcp/5433", &[]);
         }
         stage
     }
@@ -186,18 +174,7 @@ fn it_segments_the_host_that_it_runs_on() {
         .exec(&["sh", "-c", "docker export \"$0\" | tar -t", "cofferdam"]);
     assert!(!files.contains("bin/sh"), "there is a shell in it: {files}");
     // A container that comes later is bound, too.
-    let words = [
-        "run",
-        "-d",
-        "--network",
-        "shared",
-        "--name",
-        "late",
-        engine::IMAGE,
-        PROBE,
-        "sleep",
-    ];
-    stage.0.docker(&words);
+    stage.0.listen(engine::IMAGE, "late", "tcp/5432", &[]);
     let db = stage.0.address("db", "shared");
     assert!(
         !stage
@@ -205,9 +182,14 @@ fn it_segments_the_host_that_it_runs_on() {
             .answers(&["docker", "exec", "-i", "late", PROBE], &db, 5432)
     );
 
-    // The end of it leaves the rules.
-    stage.compose("down");
+    // The end of it leaves the rules, until they are removed by the same image.
+    stage.compose("stop cofferdam");
     assert_eq!(stage.passes(), [true, false]);
+    stage.compose("run -T --rm cofferdam down --yes");
+    assert_eq!(stage.passes(), [true, true]);
     let tables = stage.0.exec(&["nft", "list", "tables"]);
-    assert!(tables.contains("table inet cofferdam"), "{tables}");
+    assert!(!tables.contains("cofferdam"), "{tables}");
+    stage.compose("down");
+    let networks = stage.0.docker(&["network", "ls", "--format", "{{.Name}}"]);
+    assert!(!networks.contains("cofferdam-shop"), "{networks}");
 }

@@ -5,7 +5,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use super::Engine;
 
-const PROBE: &str = "/cofferdam-probe";
+/// Within the image.
+pub(crate) const PROBE: &str = "/cofferdam-probe";
 
 fn start(engine: &Engine, container: &str, words: &[&str]) -> Child {
     engine

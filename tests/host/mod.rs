@@ -55,6 +55,13 @@ impl Engine {
         self.script("exec", words).trim().to_owned()
     }
 
+    /// A container with the probe's image on the network `shared`, which listens; with more words for docker.
+    pub(crate) fn listen(&self, image: &str, name: &str, ports: &str, words: &[&str]) {
+        let begin = ["run", "-d", "--name", name, "--network", "shared"];
+        let end = [image, flows::PROBE, "listen", ports];
+        self.docker(&[&begin, words, &end].concat());
+    }
+
     /// A network namespace `world` behind a router port: a machine outside, 198.51.100.2.
     pub(crate) fn add_world(&self) {
         for words in [

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::engine::{IMAGE, PROBE_INSIDE, build_probe};
+use crate::engine::{IMAGE, build_probe};
 use crate::host::{Engine, wait_until};
 
 /// Within the engine's namespaces.
@@ -88,17 +88,7 @@ impl Machine {
         ]);
         engine.docker(&["network", "create", "shared"]);
         for name in ["db", "web", "stranger"] {
-            let words = [
-                "run",
-                "-d",
-                "--name",
-                name,
-                "--network",
-                "shared",
-                IMAGE,
-                PROBE_INSIDE,
-            ];
-            engine.docker(&[&words[..], &["listen", "tcp/5432,tcp/5433"]].concat());
+            engine.listen(IMAGE, name, "tcp/5432,tcp/5433", &[]);
         }
         let services = std::cell::RefCell::default();
         Self { engine, services }
