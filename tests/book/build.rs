@@ -140,7 +140,9 @@ fn the_book_is_built_and_its_links_lead_somewhere() {
         symlink(root().join(name), place).unwrap();
     }
     fs::write(source.join("SUMMARY.md"), contents()).unwrap();
-    fs::copy(root().join("docs/book.toml"), book.join("book.toml")).unwrap();
+    for name in ["book.toml", "book.css"] {
+        fs::copy(root().join("docs").join(name), book.join(name)).unwrap();
+    }
     let built = MDBook::load(&book).unwrap();
     built.build().unwrap();
     let html = book.join("html");

@@ -269,7 +269,7 @@ impl Reader<'_> {
             return;
         };
         // It looks at a changed directory after a moment of silence.
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(Duration::from_secs(1));
         let begun = Instant::now();
         loop {
             let output = self.engine.cofferdam(&["status", "--json"]).output().unwrap();
