@@ -1,5 +1,5 @@
 # What people do with the project. `demo`, `test` and `setup` install Debian packages and make network namespaces: run them as root.
-.PHONY: help setup build demo test faults engines soak lint bench package image
+.PHONY: help setup build demo test faults engines soak lint bench package image book
 
 help:
 	@echo "make demo    a shop of real servers on a private Docker Engine, without and with Cofferdam"
@@ -7,6 +7,7 @@ help:
 	@echo "make faults  of the tests, only faults, races and hostile containers, with a leak probe; about 15 minutes"
 	@echo "make engines  what depends on the engine, on Docker Engine 20.10, 26.1 and 28.5 from Debian's packages, and a table of it; an hour"
 	@echo "make soak    the same again and again, ROUNDS=20 times, until something fails"
+	@echo "make book    the documents as a book, in target/book/html"
 	@echo "make lint    format, clippy and shell syntax"
 	@echo "make bench   the benchmarks, as root in namespaces of their own; ARGS=--quick: whether they still work"
 	@echo "make package  a Debian package in target/debian; needs cargo and dpkg-dev"
@@ -17,7 +18,7 @@ setup:
 	@[ "$$(id -u)" = 0 ] || { echo "packages, namespaces and dockerd need root: run make as root" >&2; exit 1; }
 	@command -v cargo >/dev/null || { echo "there is no cargo on PATH: install Rust from https://rustup.rs" >&2; exit 1; }
 	@tests/engine/private-engine setup jq git openssh-client chromium chromium-driver systemd docker-compose \
-		lintian apparmor debootstrap fish zsh
+		lintian apparmor debootstrap fish zsh busybox
 
 build:
 	cargo build --locked
@@ -45,6 +46,11 @@ lint:
 		bash -n "$$script" || exit 1; \
 		if command -v shellcheck >/dev/null; then shellcheck "$$script" || exit 1; fi; \
 	done
+
+# Built by the test that CI runs, too: its links are looked at on the way.
+book:
+	@cargo test --locked --test book the_book_is_built
+	@echo "target/book/html/index.html"
 
 bench: setup
 	@cargo bench --locked --bench claims -- $(ARGS)

@@ -82,6 +82,8 @@ fn what_is_shipped_is_good_for_the_schema_and_the_parser() {
     let mut documents = below(&root.join("docs"), "md");
     documents.push(root.join("README.md"));
     let before = sets.len();
+    // Recipes have files that belong together, codes have wrong examples: tests/book looks at both.
+    documents.retain(|path| !path.ends_with("docs/recipes.md") && !path.ends_with("docs/codes.md"));
     for path in documents {
         for text in policies_in(&fs::read_to_string(&path).unwrap()) {
             sets.push((

@@ -40,7 +40,10 @@ impl Transform for NeverNull {
             let only = only.clone();
             schema.remove("anyOf");
             for (key, value) in only {
-                schema.insert(key, value);
+                // The field's own description, not that of its type.
+                if schema.get(&key).is_none() {
+                    schema.insert(key, value);
+                }
             }
         }
     }

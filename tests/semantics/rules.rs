@@ -146,7 +146,7 @@ pub(crate) fn publish(
     host_port: u16,
     container_port: u16,
 ) {
-    let id = ContainerId(format!("container{container}"));
+    let id = ContainerId(format!("container{container}").into());
     let container = listing.containers.iter_mut().find(|it| it.id == id).unwrap();
     container.published.insert(Published {
         address: address.parse().unwrap(),

@@ -12,7 +12,7 @@ use crate::settings::Overrides;
 
 fn container(number: usize) -> Container {
     Container {
-        id: ContainerId(format!("{number:064x}")),
+        id: ContainerId(format!("{number:064x}").into()),
         name: format!("c{number}"),
         image: "i:1".to_owned(),
         labels: BTreeMap::new(),
