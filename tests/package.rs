@@ -338,8 +338,9 @@ fn it_is_installed_upgraded_with_the_rules_up_and_removed() {
     assert!(machine.has_rules());
     std::thread::sleep(std::time::Duration::from_secs(1));
     assert!(held.longest_gap_ms() < 1000);
-    assert_held(&web.finish(), 1000);
-    assert_held(&stranger.finish(), 1000);
+    // What is new is tried for 100 ms each, on a machine that may have other work.
+    assert_held(&web.finish(), 2000);
+    assert_held(&stranger.finish(), 2000);
 
     // Purged: nothing is left but policies. It is said, and it is so, that everything is open.
     let output = run(&mut machine.inside(&["dpkg", "-P", "cofferdam"]));

@@ -96,13 +96,13 @@ fn programs() -> Vec<PathBuf> {
     [program].into_iter().chain(loader(&header)).collect()
 }
 
-/// `PT_INTERP` of a program: the one text in its header that is a path. None for a program that needs no libraries.
+/// `PT_INTERP` of a program: the first text in its header that is a file's path. What stands before it, such as the build's id, need
+/// not end with a zero. None for a program that needs no libraries.
 fn loader(header: &[u8]) -> Option<PathBuf> {
-    let texts = header.split(|byte| *byte == 0);
-    let path = texts.filter_map(|text| std::str::from_utf8(text).ok());
-    path.map(Path::new)
-        .find(|path| path.is_absolute() && path.is_file())
-        .map(Path::to_owned)
+    let starts = (0..header.len()).filter(|at| header.get(*at) == Some(&b'/'));
+    let texts = starts.filter_map(|at| header.get(at..)?.split(|byte| *byte == 0).next());
+    let mut paths = texts.filter_map(|text| std::str::from_utf8(text).ok());
+    paths.find(|path| Path::new(path).is_file()).map(PathBuf::from)
 }
 
 /// Where the policies, or the baseline, are: what is above them, too, so that another directory can be put in their place, and as far
@@ -136,8 +136,16 @@ mod tests {
         let there = folder.path().join("ld.so");
         fs::write(&there, "").unwrap();
         let header = format!("\u{7f}ELF\0\0/nonexistent/ld.so\0{}\0more", there.display());
-        assert_eq!(loader(header.as_bytes()), Some(there));
+        assert_eq!(loader(header.as_bytes()).as_ref(), Some(&there));
         assert_eq!(loader(b"\x7fELF\0\xff/\0"), None);
+        // As of Debian 13's programs: the build's id ends where the path begins.
+        let header = [
+            b"\x7fELF\0GNU\0\x12/\xfe\xc3",
+            there.as_os_str().as_encoded_bytes(),
+            b"\0more",
+        ]
+        .concat();
+        assert_eq!(loader(&header), Some(there));
         // As every program of this machine, this test among them, or none.
         let own = fs::read(std::env::current_exe().unwrap()).unwrap();
         if let Some(path) = loader(&own[..4096]) {
