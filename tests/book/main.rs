@@ -19,6 +19,7 @@ mod markdown;
 mod recipes;
 mod reference;
 mod references;
+mod run;
 
 use std::fs;
 use std::path::{Path, PathBuf};
