@@ -39,7 +39,7 @@ impl Repairs {
     /// Others changed our tables. Returns how long the repair is to wait: usually not at all.
     pub fn tables_changed(&mut self, what: &str, culprit: Option<(&str, u32)>) -> Duration {
         let now = Instant::now();
-        self.notice(format!("the tables' {what}"), culprit);
+        self.notice(format!("our {what}"), culprit);
         self.tables = Some(now);
         self.recent
             .retain(|earlier| now.duration_since(*earlier) < FIGHT_WINDOW);

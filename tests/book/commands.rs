@@ -24,7 +24,7 @@ use crate::markdown::{Block, parse};
 use crate::{documents, read};
 
 /// Document (or `*`), how the command begins, and why it is not run.
-const NOT_RUN: [(&str, &str, &str); 12] = [
+const NOT_RUN: [(&str, &str, &str); 13] = [
     (
         "README.md",
         "make demo",
@@ -34,6 +34,11 @@ const NOT_RUN: [(&str, &str, &str); 12] = [
         "examples/compose/README.md",
         "",
         "tests/compose.rs does what this page does, with Debian's docker-compose",
+    ),
+    (
+        "docs/install.md",
+        "",
+        "tests/package.rs and tests/image.rs do what this page does",
     ),
     (
         "docs/gitops.md",

@@ -30,7 +30,7 @@ const OWN: &str = "table inet firewall {
 
 pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     let policy = POLICY.trim_end().to_owned() + "\n  - { from: world, to: server, ports: [8080] }\n";
-    let mut shop = Shop::open(lab, "firewall", &policy).await?;
+    let shop = Shop::open(lab, "firewall", &policy).await?;
     let outside = outside().await?;
     shop.network(NETWORK, 94).await?;
     let server = Spec::service("server", "server").on(NETWORK).host(

@@ -270,7 +270,8 @@ impl Shown {
             parts.push(format!("{} touched", count(impact.containers.len(), "container")));
             let ending: usize = impact.endings.values().sum();
             if ending > 0 {
-                parts.push(format!("{} end", count(ending, "open connection")));
+                let verb = if ending == 1 { "ends" } else { "end" };
+                parts.push(format!("{} {verb}", count(ending, "open connection")));
             }
         }
         parts.join("; ")
