@@ -207,6 +207,12 @@ impl Shaped for bool {
     }
 }
 
+impl<T: Shaped> Shaped for Box<T> {
+    fn fits(value: &Value) -> bool {
+        T::fits(value)
+    }
+}
+
 impl<T> Shaped for Vec<T> {
     fn fits(value: &Value) -> bool {
         value.is_array()

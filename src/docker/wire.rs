@@ -175,10 +175,13 @@ struct HostConfig {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct NetworkSettings {
-    networks: Field<BTreeMap<String, Field<EndpointSettings>>>,
+    networks: Attachments,
     /// `80/tcp`, with its bindings; null for a port that is only exposed.
     ports: Ports,
 }
+
+/// Attachments by the network's name. Boxed, since a map makes room for eleven.
+type Attachments = Field<BTreeMap<String, Field<Box<EndpointSettings>>>>;
 
 /// Ports with their bindings, by `80/tcp`.
 pub(super) type Ports = Field<BTreeMap<String, Field<Vec<Field<PortBinding>>>>>;
@@ -410,7 +413,7 @@ struct Parts {
     labels: Field<BTreeMap<String, String>>,
     state: Lifecycle,
     mode: Field<String>,
-    networks: Field<BTreeMap<String, Field<EndpointSettings>>>,
+    networks: Attachments,
     published: BTreeSet<Published>,
     facts: Facts,
 }
@@ -434,7 +437,7 @@ fn container(parts: Parts, names: &NetworkNames) -> Container {
         }
         let settings = match settings {
             Field::Is(settings) if !settings.network_id.is_malformed() => settings,
-            Field::Absent => EndpointSettings::default(),
+            Field::Absent => Box::default(),
             Field::Is(_) | Field::Malformed => {
                 warn!(container = %id, network = shortened(&name), "malformed attachment: ignored");
                 continue;

@@ -19,6 +19,9 @@ use crate::plan::ruleset::{
 /// The most that a rule's comment may hold (`NFTNL_UDATA_COMMENT_MAXLEN`, with its final zero byte).
 const COMMENT_BYTES: usize = 127;
 
+/// Elements in one command.
+const MOST_ALIKE: usize = 1024;
+
 /// The steps as one transaction, in UTF-8. Command by command: of ten thousand edges the tree of all of them would be ten times
 /// the text.
 ///
@@ -26,7 +29,8 @@ const COMMENT_BYTES: usize = 127;
 /// None that is known: everything has text keys.
 pub fn document(steps: &[Step]) -> serde_json::Result<Vec<u8>> {
     let mut text = br#"{"nftables":["#.to_vec();
-    for (number, command) in steps.chunk_by(are_alike).flat_map(commands).enumerate() {
+    let parts = steps.chunk_by(are_alike).flat_map(|alike| alike.chunks(MOST_ALIKE));
+    for (number, command) in parts.flat_map(commands).enumerate() {
         if number > 0 {
             text.push(b',');
         }

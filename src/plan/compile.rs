@@ -53,11 +53,6 @@ impl Structure {
         self.callees.contains_key(identity)
     }
 
-    /// The same identity, as the structure has it: so there is one for all containers that have it.
-    pub fn shared(&self, identity: Identity) -> Identity {
-        shared(&self.callees, identity)
-    }
-
     /// A set by its name, which is the structure's own where there is such a set.
     pub(super) fn set(&self, table: TableFamily, name: SetName) -> SetRef {
         let set = match self.ruleset.tables.get(&table) {
@@ -77,7 +72,7 @@ impl Structure {
 }
 
 /// The map's own key where it has an equal one: thousands of elements name the same set and the same chain.
-fn shared<K: Ord + Clone, V>(map: &BTreeMap<K, V>, key: K) -> K {
+pub(super) fn shared<K: Ord + Clone, V>(map: &BTreeMap<K, V>, key: K) -> K {
     match map.get_key_value(&key) {
         Some((own, _)) => own.clone(),
         None => key,

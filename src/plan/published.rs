@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::compile::shared;
 use super::elements::{View, service_key};
 use super::ledger::Claim;
 use super::names;
@@ -103,6 +104,11 @@ impl HostPorts {
             self.changed.insert(port);
         }
         self.publishers.extend(publisher.map(|it| (id.clone(), it)));
+    }
+
+    /// The same standing, as the first container has it that stands so: then there is one for all of them.
+    pub(super) fn shared(&self, standing: Standing) -> Standing {
+        shared(&self.callers, standing)
     }
 
     fn add_caller(&mut self, id: &ContainerId, standing: &Standing) {

@@ -122,9 +122,9 @@ impl Planner {
                 Standing::Managed(identity) if cuts && is_to_be_cut(&self.inventory, container) => {
                     Standing::Isolated(identity)
                 }
-                Standing::Managed(identity) => Standing::Managed(self.structure.shared(identity)),
                 other => other,
             });
+            let now = now.map(|now| self.published.shared(now));
             let before = match &now {
                 Some(now) => self.standings.insert(id.clone(), now.clone()),
                 None => self.standings.remove(id),
