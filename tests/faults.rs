@@ -118,8 +118,9 @@ async fn inside(directory: PathBuf) -> anyhow::Result<bool> {
         race,
         identity,
         crashes,
-        kernel,
         firewall,
+        // Leaves the engine without its NAT until it is started again, which the next one does.
+        kernel,
         outage,
         boot,
         unenforceable,
