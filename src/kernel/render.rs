@@ -29,7 +29,9 @@ const MOST_ALIKE: usize = 1024;
 /// None that is known: everything has text keys.
 pub fn document(steps: &[Step]) -> serde_json::Result<Vec<u8>> {
     let mut text = br#"{"nftables":["#.to_vec();
-    let parts = steps.chunk_by(are_alike).flat_map(|alike| alike.chunks(MOST_ALIKE));
+    let parts = steps
+        .chunk_by(are_alike)
+        .flat_map(|alike| alike.chunks(MOST_ALIKE));
     for (number, command) in parts.flat_map(commands).enumerate() {
         if number > 0 {
             text.push(b',');
