@@ -206,6 +206,8 @@ struct Daemon {
     held_back: Vec<EngineEvent>,
     /// Whether the engine was listed at least once: before that, rules of an earlier run are left alone.
     listed: bool,
+    /// Whether one of those listings asked for each container what it may do.
+    knows_powers: bool,
     exhausted: Option<PoolExhausted>,
     endings: Endings,
     /// The rules could not be changed: until then nft is left alone.
@@ -357,6 +359,7 @@ impl Daemon {
             reader,
             held_back: Vec::new(),
             listed: false,
+            knows_powers: false,
             exhausted: None,
             endings,
             kernel_failure: None,
@@ -446,9 +449,9 @@ impl Daemon {
         self.reload(cause).await
     }
 
-    /// Shows a few containers to whoever looks how they are set. Before the engine was listed nobody is answered.
+    /// Shows a few containers to whoever looks how they are set. Before it is known what they may do nobody is answered.
     fn show(&self, look: Look) {
-        if self.listed {
+        if self.knows_powers {
             let rights = self.policy.revision.as_ref().map(|_| &self.rights);
             look.show(&self.planner, rights);
         }

@@ -200,7 +200,14 @@ impl Daemon {
     pub(super) fn reading(&mut self, finished: Finished) -> Option<Cause> {
         let (reading, began) = self.reader.finish(finished, self.planner.moment())?;
         match reading {
-            Reading::Everything(listing) => Some(self.take_listing(listing, began)),
+            Reading::Everything(listing) => {
+                self.knows_powers = true;
+                // What one listing had no time to ask is asked soon, however many containers there are.
+                if listing.containers.iter().any(|it| it.facts.powers.is_none()) {
+                    self.resync_at = self.resync_at.min(tokio::time::Instant::now() + RESYNC);
+                }
+                Some(self.take_listing(listing, began))
+            }
             Reading::Outline(listing) => {
                 let cause = self.take_listing(listing, began);
                 self.read(Object::Everything);
