@@ -17,8 +17,7 @@ help:
 setup:
 	@[ "$$(id -u)" = 0 ] || { echo "packages, namespaces and dockerd need root: run make as root" >&2; exit 1; }
 	@command -v cargo >/dev/null || { echo "there is no cargo on PATH: install Rust from https://rustup.rs" >&2; exit 1; }
-	@tests/engine/private-engine setup jq git openssh-client chromium chromium-driver systemd docker-compose \
-		lintian apparmor debootstrap fish zsh busybox
+	@tests/run setup
 
 build:
 	cargo build --locked
