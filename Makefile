@@ -5,7 +5,7 @@ help:
 	@echo "make demo    a shop of real servers on a private Docker Engine, without and with Cofferdam"
 	@echo "make test    every test; those that need an engine get a private one"
 	@echo "make faults  of the tests, only faults, races and hostile containers, with a leak probe; about 15 minutes"
-	@echo "make engines  what depends on the engine, on Docker Engine 20.10, 26.1 and 28.5 from Debian's packages, and a table of it; an hour"
+	@echo "make engines  what depends on the engine, on Docker Engine 20.10, 26.1 and 28.5 from Debian's packages, and a table of it; an hour and a half"
 	@echo "make soak    the same again and again, ROUNDS=20 times, until something fails"
 	@echo "make book    the documents as a book, in target/book/html"
 	@echo "make lint    format, clippy and shell syntax"
