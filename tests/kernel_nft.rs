@@ -268,12 +268,12 @@ fn everything() -> (Vec<Step>, Vec<&'static str>) {
             "iif . arp saddr ether . arp saddr ip @bound4",
         ),
         (
-            S::NotBinding(BindingSource::Receiver(Family::V4), "bound4".into()),
-            "oif . ether daddr . ip daddr != @bound4",
+            S::Binding(BindingSource::Receiver(Family::V4), "bound4".into()),
+            "oif . ether daddr . ip daddr @bound4",
         ),
         (
-            S::NotBinding(BindingSource::Receiver(Family::V6), "bound6".into()),
-            "oif . ether daddr . ip6 daddr != @bound6",
+            S::Binding(BindingSource::Receiver(Family::V6), "bound6".into()),
+            "oif . ether daddr . ip6 daddr @bound6",
         ),
         (S::EtherType(EtherType::Arp), "ether type arp"),
         (

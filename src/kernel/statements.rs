@@ -41,7 +41,6 @@ pub(super) fn statement(statement: &Statement) -> Value {
         Statement::SentByRoot => equal(meta(MetaKey::Skuid), Expression::Number(0)),
         Statement::EtherSource(set) => equal(payload("ether", "saddr"), in_set(set)),
         Statement::Binding(source, set) => equal(binding(*source), in_set(set)),
-        Statement::NotBinding(source, set) => compare(binding(*source), Operator::NEQ, in_set(set)),
         Statement::EtherType(ether_type) => {
             equal(payload("ether", "type"), text(ether_type_name(*ether_type)))
         }

@@ -108,7 +108,6 @@ fn dangling(table: &Table, chain: &Chain) -> BTreeSet<String> {
             | Statement::ArpAddress(_, set)
             | Statement::EtherSource(set)
             | Statement::Binding(_, set)
-            | Statement::NotBinding(_, set)
             | Statement::Share { set, .. } => vec![no_set(set)],
             Statement::Counter(counter) => vec![no_counter(counter)],
             Statement::Interface(_, Interfaces::Like(_))

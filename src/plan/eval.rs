@@ -236,9 +236,6 @@ impl Walk<'_> {
             Statement::Binding(source, set) => {
                 self.binding(*source).is_some_and(|key| self.contains(set, &key))
             }
-            Statement::NotBinding(source, set) => {
-                self.binding(*source).is_some_and(|key| !self.contains(set, &key))
-            }
             Statement::EtherType(ether_type) => self.ether_type() == Some(*ether_type),
             Statement::Ports(ports) => match self.packet.body {
                 Body::Ip {

@@ -310,8 +310,6 @@ pub enum Statement {
     EtherSource(SetName),
     /// `meta iif . ether saddr . ip saddr @bound4`
     Binding(BindingSource, SetName),
-    /// `meta oif . ether daddr . ip daddr != @bound4`
-    NotBinding(BindingSource, SetName),
     /// `ether type arp`
     EtherType(EtherType),
     /// `ether type vmap { ip : goto a, arp : goto b }`

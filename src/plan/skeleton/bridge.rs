@@ -38,19 +38,21 @@ pub(in crate::plan) fn bridge_table(options: Options) -> Table {
         |side, family| Statement::Address(side, family, Addresses::In(names::by_family("guarded", family)));
     let bound = |source| Statement::Binding(source, bound_set(source));
 
+    // Most frames come from a proven sender: one lookup. Whatever else a port that is none of our business sends may pass.
+    let open = || rule([open_port(Side::Source), accept.clone()]);
+    let proven = |source| rule([bound(source), accept.clone()]);
     base(
         &mut table,
         "identity",
         HookPoint::Prerouting,
         -300,
         vec![
-            // A port of a bridge that is none of our business.
-            rule([open_port(Side::Source), accept.clone()]),
             rule([Statement::EtherTypeMap(BTreeMap::from([
                 (EtherType::Ip, chain("identity4")),
                 (EtherType::Arp, chain("identity_arp")),
                 (EtherType::Ip6, chain("identity6")),
             ]))]),
+            open(),
             goto("other"),
         ],
     );
@@ -59,8 +61,9 @@ pub(in crate::plan) fn bridge_table(options: Options) -> Table {
         "identity4",
         vec![
             // IGMP (2): a container could become the bridge's multicast querier.
-            rule([port(Side::Source), Statement::Protocol(2), drop.clone()]),
-            rule([bound(BindingSource::Sender(Family::V4)), accept.clone()]),
+            rule([Statement::Protocol(2), port(Side::Source), drop.clone()]),
+            proven(BindingSource::Sender(Family::V4)),
+            open(),
             rule([guarded(Side::Source, Family::V4), forged()]),
             rule([guarded(Side::Destination, Family::V4), forged()]),
             goto("other"),
@@ -75,6 +78,7 @@ pub(in crate::plan) fn bridge_table(options: Options) -> Table {
                 bound(BindingSource::ArpBody),
                 accept.clone(),
             ]),
+            open(),
             rule([
                 Statement::ArpAddress(Side::Source, SetName::from("guarded4")),
                 forged(),
@@ -90,22 +94,32 @@ pub(in crate::plan) fn bridge_table(options: Options) -> Table {
         &mut table,
         "identity6",
         vec![
-            // Multicast listener messages (130-132, 143), router solicitation and advertisement (133, 134), redirect (137).
+            // Multicast listener messages (130-132, 143), router solicitation and advertisement (133, 134), neighbour
+            // advertisement (136), redirect (137).
             rule([
                 Statement::Icmp(
                     Family::V6,
-                    Some(BTreeSet::from([130, 131, 132, 133, 134, 137, 143])),
+                    Some(BTreeSet::from([130, 131, 132, 133, 134, 136, 137, 143])),
                 ),
-                drop.clone(),
+                Statement::Goto(chain("on_link")),
             ]),
+            proven(BindingSource::Sender(Family::V6)),
+            open(),
+            rule([guarded(Side::Source, Family::V6), forged()]),
+            rule([guarded(Side::Destination, Family::V6), forged()]),
+            goto("other"),
+        ],
+    );
+    plain(
+        &mut table,
+        "on_link",
+        vec![
+            open(),
             rule([
                 Statement::Icmp(Family::V6, Some(BTreeSet::from([136]))),
                 Statement::Goto(chain("advert")),
             ]),
-            rule([bound(BindingSource::Sender(Family::V6)), accept.clone()]),
-            rule([guarded(Side::Source, Family::V6), forged()]),
-            rule([guarded(Side::Destination, Family::V6), forged()]),
-            goto("other"),
+            rule([drop.clone()]),
         ],
     );
     // `kernel::neighbour` puts the rules that look at an advertisement's target before this one.
@@ -138,14 +152,12 @@ pub(in crate::plan) fn bridge_table(options: Options) -> Table {
     base(&mut table, "sealed", HookPoint::Forward, 100, sealed);
 
     // Whatever made a frame leave by this port, only the address's owner is behind it.
-    let mut delivery = vec![rule([open_port(Side::Destination), accept])];
+    let mut delivery: Vec<Rule> = Family::ALL
+        .map(|family| proven(BindingSource::Receiver(family)))
+        .into();
+    delivery.push(rule([open_port(Side::Destination), accept.clone()]));
     for family in Family::ALL {
-        let receiver = BindingSource::Receiver(family);
-        delivery.push(rule([
-            guarded(Side::Destination, family),
-            Statement::NotBinding(receiver, bound_set(receiver)),
-            drop.clone(),
-        ]));
+        delivery.push(rule([guarded(Side::Destination, family), drop.clone()]));
     }
     base(&mut table, "delivery", HookPoint::Postrouting, 100, delivery);
     table
