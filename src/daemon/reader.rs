@@ -34,6 +34,13 @@ pub enum Object {
     Network(NetworkId),
 }
 
+impl Object {
+    /// Whether it is everything, in either way.
+    pub fn is_listing(&self) -> bool {
+        matches!(self, Self::Everything | Self::Outline)
+    }
+}
+
 /// A reading; `None`: there is no such object any more.
 #[derive(Debug)]
 pub enum Reading {

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::client::Engine;
-use crate::inventory::{ContainerId, NetworkId};
+use crate::inventory::{Changes, ContainerId, NetworkId};
 
 /// Events that may wait for the consumer: a few MiB at most. A `docker run` on one network makes three, so this is
 /// more than a thousand starts; beyond it events are dropped and one [`EngineEvent::Resync`] stands for them.
@@ -83,6 +83,32 @@ pub enum EngineEvent {
         network: NetworkId,
         container: ContainerId,
     },
+}
+
+impl EngineEvent {
+    /// What it tells of.
+    pub fn touches(&self) -> Changes {
+        let mut touched = Changes::default();
+        match self {
+            Self::ContainerCreated(id)
+            | Self::ContainerStarted(id)
+            | Self::ContainerStopped(id)
+            | Self::ContainerDestroyed(id)
+            | Self::ContainerRenamed(id) => {
+                touched.containers.insert(id.clone());
+            }
+            Self::NetworkCreated(id) | Self::NetworkDestroyed(id) => {
+                touched.networks.insert(id.clone());
+            }
+            Self::EndpointConnected { network, container }
+            | Self::EndpointDisconnected { network, container } => {
+                touched.containers.insert(container.clone());
+                touched.networks.insert(network.clone());
+            }
+            Self::Connected(_) | Self::Resync | Self::Disconnected { .. } => {}
+        }
+        touched
+    }
 }
 
 /// An event, and when it happened.

@@ -113,19 +113,26 @@ impl Inventory {
         self.early.keys()
     }
 
-    /// Replaces everything by a full reading. Whatever was seen before it is forgotten, early endpoints too, so
-    /// the reading has to be applied before the events that came in while it was made.
+    /// Replaces everything by a full reading. Whatever was seen before it is forgotten, early endpoints too.
     pub fn reset(&mut self, listing: Listing) -> Changes {
+        self.reset_except(listing, &Changes::default())
+    }
+
+    /// Replaces everything by a full reading, but these objects, which changed while it was made: they stay as they are, and
+    /// those of them that are not known stay unknown.
+    pub fn reset_except(&mut self, listing: Listing, newer: &Changes) -> Changes {
         let mut containers = by_id(listing.containers, |container| container.id.clone());
+        let mut networks = by_id(listing.networks, |network| network.id.clone());
+        keep(&mut containers, &self.containers, &newer.containers);
+        keep(&mut networks, &self.networks, &newer.networks);
         for container in containers.values_mut() {
             self.complete(container);
         }
-        let networks = by_id(listing.networks, |network| network.id.clone());
         let changes = Changes {
             containers: differing(&self.containers, &containers),
             networks: differing(&self.networks, &networks),
         };
-        self.early.clear();
+        self.early.retain(|id, _| newer.containers.contains(id));
         if !changes.is_empty() {
             self.index = Index::default();
             containers.values().for_each(|it| self.index.add_container(it));
@@ -277,6 +284,16 @@ impl Inventory {
 /// Of two readings of one object in a listing the later counts.
 fn by_id<K: Ord, V>(values: Vec<V>, id: impl Fn(&V) -> K) -> BTreeMap<K, V> {
     values.into_iter().map(|value| (id(&value), value)).collect()
+}
+
+/// Puts what is known of these objects in the place of what was read of them.
+fn keep<K: Ord + Clone, V: Clone>(read: &mut BTreeMap<K, V>, known: &BTreeMap<K, V>, these: &BTreeSet<K>) {
+    for id in these {
+        match known.get(id) {
+            Some(value) => read.insert(id.clone(), value.clone()),
+            None => read.remove(id),
+        };
+    }
 }
 
 /// The keys whose values are not the same on both sides.

@@ -39,7 +39,7 @@ use crate::daemon::usage::Usage;
 use crate::daemon::{Refusal, chain, reload, status};
 use crate::docker::{Arrived, Engine, EngineError, EngineEvent, subscribe};
 use crate::fault;
-use crate::inventory::{ContainerId, Endpoint, Lifecycle, Listing, Network};
+use crate::inventory::{Changes, ContainerId, Endpoint, Lifecycle, Listing, Network};
 use crate::kernel::conntrack::Conntrack;
 use crate::kernel::generation::{GenerationEvent, GenerationWatch};
 use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
@@ -202,8 +202,8 @@ struct Daemon {
     planner: Planner,
     kernel: Kernel,
     reader: Reader,
-    /// Events that came while everything was being listed: they are newer than the listing.
-    held_back: Vec<EngineEvent>,
+    /// What events told of since the listing under way was asked for: it is newer than what that says.
+    newer: Changes,
     /// Whether the engine was listed at least once: before that, rules of an earlier run are left alone.
     listed: bool,
     /// Whether one of those listings asked for each container what it may do.
@@ -357,7 +357,7 @@ impl Daemon {
             settings,
             kernel,
             reader,
-            held_back: Vec::new(),
+            newer: Changes::default(),
             listed: false,
             knows_powers: false,
             exhausted: None,

@@ -65,26 +65,23 @@ impl Daemon {
                 }
                 self.reader.connect(None);
                 self.engine_missing = Some(reason);
-                self.release_held_back();
                 Some("engine lost")
             }
             EngineEvent::Resync => {
                 self.read(Object::Everything);
                 None
             }
-            event if self.reader.is_listing() => {
-                self.held_back.push(event);
-                None
-            }
             event => {
                 self.await_kernel(&event, at);
+                if self.reader.is_listing() {
+                    self.newer.merge(event.touches());
+                }
                 self.object_event(event)
             }
         }
     }
 
-    /// Measures from here how long the kernel takes to hold what the event asks for. What waited for a listing does not
-    /// count: its time is the listing's.
+    /// Measures from here how long the kernel takes to hold what the event asks for.
     fn await_kernel(&mut self, event: &EngineEvent, at: Instant) {
         match event {
             EngineEvent::EndpointConnected { network, container } => {
@@ -169,17 +166,21 @@ impl Daemon {
     }
 
     fn take_listing(&mut self, listing: Listing, began: Moment) -> Cause {
-        self.planner.reset(listing, began);
+        let newer = std::mem::take(&mut self.newer);
+        self.planner.reset_except(listing, began, newer);
         self.listed = true;
         fault::point("listed");
         self.engine_missing = None;
         self.reading_failures = (0, String::new());
-        self.release_held_back();
         "listing"
     }
 
     /// Reads an object; what it says counts for the ports that are there now.
     pub(super) fn read(&mut self, object: Object) {
+        // A listing under way is made once more after that: of what came before, it tells.
+        if object.is_listing() {
+            self.newer = Changes::default();
+        }
         self.reader.read(object, self.planner.moment());
     }
 
@@ -188,13 +189,6 @@ impl Daemon {
     fn meet(&mut self, id: ContainerId) {
         self.read(Object::Glance(id.clone()));
         self.read(Object::Container(id));
-    }
-
-    /// Events that waited for a listing, in their order.
-    pub(super) fn release_held_back(&mut self) {
-        for event in std::mem::take(&mut self.held_back) {
-            self.object_event(event);
-        }
     }
 
     pub(super) fn reading(&mut self, finished: Finished) -> Option<Cause> {
@@ -268,9 +262,6 @@ impl Daemon {
                 if !self.relisting {
                     self.relisting = true;
                     self.retry_later(Retry::Listing, failures);
-                }
-                if matches!(object, Object::Everything | Object::Outline) {
-                    self.release_held_back();
                 }
                 Some("reading failed")
             }

@@ -166,6 +166,35 @@ fn what_a_listing_lacks_is_gone() {
     assert_eq!(changes.networks, BTreeSet::from([network_id(1)]));
 }
 
+#[test]
+fn of_what_changed_meanwhile_a_listing_says_nothing() {
+    let mut inventory = Inventory::new();
+    inventory.upsert_container(container(1));
+    let listing = Listing {
+        containers: vec![container(1), container(2), container(3)],
+        networks: vec![network(1)],
+        ..Listing::default()
+    };
+    // Since the listing began: 1 was attached, 2 came and went, 4 is there, and so is an endpoint of 5; 1's network has gone.
+    inventory.set_endpoint(&container_id(1), &network_id(2), live(9));
+    inventory.upsert_container(container(4));
+    inventory.set_endpoint(&container_id(5), &network_id(2), live(8));
+    let attached = inventory.containers()[&container_id(1)].clone();
+    let newer = Changes {
+        containers: [1, 2, 4, 5].map(container_id).into(),
+        networks: BTreeSet::from([network_id(1)]),
+    };
+    let changes = inventory.reset_except(listing, &newer);
+    assert_eq!(changes, Changes::of_container(&container_id(3)));
+    let known: Vec<_> = inventory.containers().keys().cloned().collect();
+    assert_eq!(known, [1, 3, 4].map(container_id));
+    assert_eq!(inventory.containers()[&container_id(1)], attached);
+    assert!(inventory.networks().is_empty());
+    inventory.upsert_container(container(5));
+    let of_five = &inventory.containers()[&container_id(5)].endpoints;
+    assert_eq!(of_five[&network_id(2)], live(8));
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Upsert(Container),

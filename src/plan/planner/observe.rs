@@ -9,14 +9,28 @@ impl Planner {
     }
 
     /// Takes a full listing of the engine that began at this moment.
-    pub fn reset(&mut self, mut listing: Listing, began: Moment) {
+    pub fn reset(&mut self, listing: Listing, began: Moment) {
+        self.reset_except(listing, began, Changes::default());
+    }
+
+    /// Takes a full listing of the engine that began at this moment, but for these objects, of which events have told since.
+    /// Of a container that was read later than this, too, it says nothing new.
+    pub fn reset_except(&mut self, mut listing: Listing, began: Moment, mut newer: Changes) {
         self.stale = std::mem::take(&mut listing.stale);
-        let before = std::mem::take(&mut self.readings);
-        for container in &listing.containers {
+        let mut before = std::mem::take(&mut self.readings);
+        let read_since = before
+            .iter()
+            .filter(|(_, readings)| readings.values().any(|it| *it > began));
+        newer.containers.extend(read_since.map(|(id, _)| id.clone()));
+        self.readings = before
+            .extract_if(.., |id, _| newer.containers.contains(id))
+            .collect();
+        let told = |it: &&Container| !newer.containers.contains(&it.id);
+        for container in listing.containers.iter().filter(told) {
             self.note_reading(container, began, &before);
         }
         let networks = self.inventory.networks().clone();
-        let changes = self.inventory.reset(listing);
+        let changes = self.inventory.reset_except(listing, &newer);
         for (id, network) in &networks {
             if changes.networks.contains(id) {
                 self.note_former(network);

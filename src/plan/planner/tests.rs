@@ -358,6 +358,27 @@ fn tables_that_are_replaced_lack_an_address_whose_connections_are_not_gone() {
 }
 
 #[test]
+fn a_listing_takes_nothing_back_that_was_read_since() {
+    let mut scene = Scene::new();
+    let began = scene.planner.moment();
+    let listing = Listing {
+        containers: scene.planner.inventory().containers().values().cloned().collect(),
+        networks: scene.planner.inventory().networks().values().cloned().collect(),
+        ..Listing::default()
+    };
+    scene.start("second", "client", 4);
+    scene.carry_out();
+    assert!(scene.is_open(4));
+    scene.planner.reset(listing.clone(), began);
+    scene.carry_out();
+    assert!(scene.is_open(3) && scene.is_open(4));
+    // What began later does say that it is gone.
+    scene.planner.reset(listing, scene.planner.moment());
+    scene.carry_out();
+    assert!(scene.is_open(3) && !scene.is_open(4));
+}
+
+#[test]
 fn a_port_without_a_known_endpoint_has_its_network_read() {
     let mut scene = Scene::new();
     let known = scene.ports[&id("first")];

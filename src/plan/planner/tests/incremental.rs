@@ -212,7 +212,13 @@ impl Story {
             15 => planner.remove_bridge(dice.bridge().0),
             16..=19 => planner.upsert_port(dice.port()),
             20 => planner.remove_port(dice.port().index),
-            21 => planner.reset(listing(&planner.inventory, dice), began),
+            21 => {
+                let newer = Changes {
+                    containers: (0..dice.roll(3)).map(|_| dice.container()).collect(),
+                    networks: (0..dice.roll(2)).map(|_| dice.network()).collect(),
+                };
+                planner.reset_except(listing(&planner.inventory, dice), began, newer);
+            }
             22 => {
                 let bridges = planner.links.bridges().map(|(index, name)| (index, name.clone()));
                 let ports = planner.links.ports().map(|it| (it.index, it.clone()));
