@@ -14,21 +14,24 @@ impl Planner {
     }
 
     /// Takes a full listing of the engine that began at this moment, but for these objects, of which events have told since.
-    /// Of a container that was read later than this, too, it says nothing new.
+    /// Of a container that was read later than that, too, it says nothing new.
     pub fn reset_except(&mut self, mut listing: Listing, began: Moment, mut newer: Changes) {
         self.stale = std::mem::take(&mut listing.stale);
-        let mut before = std::mem::take(&mut self.readings);
-        let read_since = before
+        let read_since = self
+            .readings
             .iter()
-            .filter(|(_, readings)| readings.values().any(|it| *it > began));
+            .filter(|(_, of_it)| of_it.values().any(|last| *last > began));
         newer.containers.extend(read_since.map(|(id, _)| id.clone()));
-        self.readings = before
-            .extract_if(.., |id, _| newer.containers.contains(id))
-            .collect();
+        let mut readings = BTreeMap::new();
         let told = |it: &&Container| !newer.containers.contains(&it.id);
         for container in listing.containers.iter().filter(told) {
-            self.note_reading(container, began, &before);
+            let of_it = self.note_reading(container, began);
+            if !of_it.is_empty() {
+                readings.insert(container.id.clone(), of_it);
+            }
         }
+        self.readings.retain(|id, _| newer.containers.contains(id));
+        self.readings.append(&mut readings);
         let networks = self.inventory.networks().clone();
         let changes = self.inventory.reset_except(listing, &newer);
         for (id, network) in &networks {
@@ -68,11 +71,13 @@ impl Planner {
     }
 
     /// Takes one container as it was when its reading began.
-    pub fn upsert_container(&mut self, container: Container, began: Moment) {
-        let before = self.readings.remove(&container.id);
-        let before = before.map(|it| (container.id.clone(), it)).into_iter().collect();
-        self.note_reading(&container, began, &before);
+    pub fn upsert_container(&mut self, mut container: Container, began: Moment) {
+        self.keep_newer(&mut container, began);
+        let readings = self.note_reading(&container, began);
         let id = container.id.clone();
+        if !readings.is_empty() {
+            self.readings.insert(id.clone(), readings);
+        }
         self.change_container(&id, |inventory| inventory.upsert_container(container));
     }
 
@@ -100,7 +105,7 @@ impl Planner {
         self.allocator.retain(&self.inventory);
     }
 
-    /// Takes one endpoint as it was when its reading began.
+    /// Takes one endpoint as it was when its reading began, unless a later reading has told of it.
     pub fn set_endpoint(
         &mut self,
         container: &ContainerId,
@@ -108,6 +113,10 @@ impl Planner {
         endpoint: Endpoint,
         began: Moment,
     ) {
+        let last = self.readings.get(container).and_then(|it| it.get(network));
+        if last.is_some_and(|last| *last > began) {
+            return;
+        }
         if endpoint.is_live() {
             let readings = self.readings.entry(container.clone()).or_default();
             let before = readings.insert(network.clone(), began);
@@ -221,24 +230,44 @@ impl Planner {
         }
     }
 
-    pub(super) fn note_reading(&mut self, container: &Container, began: Moment, before: &Readings) {
-        let before = before.get(&container.id);
-        let mut readings = before.cloned().unwrap_or_default();
-        // What was seen before the container was known is kept with it.
-        readings.retain(|network, _| container.endpoints.get(network).is_none_or(|it| !it.is_live()));
-        for (network, _) in container.endpoints.iter().filter(|(_, it)| it.is_live()) {
-            let before = readings.insert(network.clone(), began);
-            self.note_confirmation(&container.id, before, began);
-        }
-        if !readings.is_empty() {
-            self.readings.insert(container.id.clone(), readings);
+    /// Puts back what later readings than this one told of the container's endpoints. An inspection that began before a start
+    /// ends after it: what it says of endpoints must not count again.
+    fn keep_newer(&self, container: &mut Container, began: Moment) {
+        let Some(readings) = self.readings.get(&container.id) else {
+            return;
+        };
+        let Some(known) = self.inventory.container(&container.id) else {
+            return;
+        };
+        for (network, _) in readings.iter().filter(|(_, last)| **last > began) {
+            let Some(endpoint) = known.endpoints.get(network) else {
+                container.endpoints.remove(network);
+                continue;
+            };
+            if endpoint.is_live() {
+                container.lifecycle = Lifecycle::Running;
+            }
+            container.endpoints.insert(network.clone(), endpoint.clone());
         }
     }
 
-    /// A newer reading may confirm what waits for it; an older one may take that back. One of the same moment says nothing new.
-    pub(super) fn note_confirmation(&mut self, container: &ContainerId, before: Option<Moment>, now: Moment) {
+    /// When each endpoint of a container was last read, this reading among them. What was seen before the container was known
+    /// is kept with it.
+    fn note_reading(&mut self, container: &Container, began: Moment) -> BTreeMap<NetworkId, Moment> {
+        let mut readings = self.readings.get(&container.id).cloned().unwrap_or_default();
+        for (network, _) in container.endpoints.iter().filter(|(_, it)| it.is_live()) {
+            let before = readings.get(network).copied();
+            let last = before.map_or(began, |before| before.max(began));
+            readings.insert(network.clone(), last);
+            self.note_confirmation(&container.id, before, last);
+        }
+        readings
+    }
+
+    /// A newer reading may confirm what waits for it. One of the same moment says nothing new.
+    fn note_confirmation(&mut self, container: &ContainerId, before: Option<Moment>, now: Moment) {
         let waits = self.unconfirmed.contains_key(container) || !self.occupants.knows(container);
-        if before.is_none_or(|before| before > now || waits && before < now) {
+        if before.is_none_or(|before| waits && before < now) {
             self.dirty.containers.insert(container.clone());
         }
     }

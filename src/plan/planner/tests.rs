@@ -358,6 +358,42 @@ fn tables_that_are_replaced_lack_an_address_whose_connections_are_not_gone() {
 }
 
 #[test]
+fn an_inspection_that_a_start_held_up_takes_nothing_back() {
+    let mut scene = Scene::new();
+    let before_the_start = scene.planner.moment();
+    scene.start("second", "client", 4);
+    scene.carry_out();
+    assert!(scene.is_open(4));
+    let inspected = scene
+        .planner
+        .inventory()
+        .container(&id("second"))
+        .unwrap()
+        .clone();
+    scene
+        .planner
+        .upsert_container(inspected.clone(), before_the_start);
+    let plan = scene.carry_out();
+    assert!(matches!(plan.kernel, KernelStep::Nothing), "{:?}", plan.kernel);
+    // Nor does it bring an endpoint back that went meanwhile.
+    let (container, now) = (id("second"), scene.planner.moment());
+    let none = Endpoint::default();
+    scene.planner.set_endpoint(&container, &network(), none, now);
+    scene
+        .planner
+        .upsert_container(inspected.clone(), before_the_start);
+    scene.carry_out();
+    assert!(!scene.is_open(4));
+    // One that began now does.
+    scene.planner.upsert_container(inspected, now);
+    if let Some(ending) = scene.ending() {
+        scene.planner.flows_ended(ending.number);
+    }
+    scene.carry_out();
+    assert!(scene.is_open(4));
+}
+
+#[test]
 fn a_listing_takes_nothing_back_that_was_read_since() {
     let mut scene = Scene::new();
     let began = scene.planner.moment();
