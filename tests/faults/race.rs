@@ -1,12 +1,18 @@
 //! The start race: containers whose first instruction connects, declared and not.
 //!
-//! Proves promise 1 (closed first): whatever the daemon's haste, nothing undeclared opens; and that the
-//! declared flow is open by the first SYN, nearly always.
+//! Proves promise 1 (closed first): whatever the daemon's haste, nothing undeclared opens; that the
+//! declared flow is open by the first SYN, nearly always; and that what is bound stays so while the container lives.
 
+use std::collections::BTreeMap;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use crate::engine::Lab;
 use crate::figure::Figure;
@@ -28,6 +34,7 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     targets.extend(flows('-', &["tcp"], &addresses[..1], UNDECLARED));
     targets.extend(flows('-', &["udp"], &addresses[1..], UNDECLARED));
 
+    let bound = Bound::listen()?;
     let mut figures = Vec::new();
     let (mut started, mut late) = (0, 0);
     // The server itself answers at the undeclared port: without the daemon's rules the probe would succeed.
@@ -48,6 +55,7 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
             format!("{late} of all {started} did not connect at the first SYN: at least {PERCENT} % must");
         last.failed.get_or_insert(text);
     }
+    figures.push(bound.figure(started).await?);
     figures.push(stopped(&mut shop, &targets).await?);
     Ok(closed(shop, "race", figures).await)
 }
@@ -113,6 +121,64 @@ fn figure(name: &str, reports: &[Leaks], elapsed: Duration) -> Figure {
         )),
         failed: missing,
         ..Figure::default()
+    }
+}
+
+/// How often each endpoint was bound to its port, as the kernel announces it.
+struct Bound {
+    stop: oneshot::Sender<()>,
+    times: JoinHandle<anyhow::Result<BTreeMap<String, usize>>>,
+}
+
+impl Bound {
+    fn listen() -> anyhow::Result<Self> {
+        let mut monitor = Command::new("stdbuf")
+            .args(["-oL", "nft", "monitor", "new", "elements"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot run nft monitor")?;
+        let output = monitor.stdout.take().context("nft monitor has no output")?;
+        let (stop, mut stopped) = oneshot::channel();
+        let times = tokio::spawn(async move {
+            let mut lines = BufReader::new(output).lines();
+            let mut times = BTreeMap::new();
+            loop {
+                let line = tokio::select! {
+                    line = lines.next_line() => line?.context("nft monitor has ended")?,
+                    _ = &mut stopped => break,
+                };
+                // add element bridge cofferdam bound4 { "veth1a2b3c4" . 02:42:0a:50:00:03 . 10.80.0.3 }
+                if let Some(endpoint) = line.strip_prefix("add element bridge cofferdam bound4 ") {
+                    *times.entry(endpoint.to_owned()).or_default() += 1;
+                }
+            }
+            monitor.kill().await?;
+            Ok(times)
+        });
+        Ok(Self { stop, times })
+    }
+
+    async fn figure(self, containers: usize) -> anyhow::Result<Figure> {
+        let _ = self.stop.send(());
+        let times = self.times.await??;
+        let again: Vec<_> = times.iter().filter(|(_, times)| **times > 1).collect();
+        let failed = match again.first() {
+            // Each has an endpoint on the network that it is created with.
+            _ if times.len() < containers => Some(format!("only {} were bound", times.len())),
+            Some((endpoint, times)) => Some(format!(
+                "{} were bound more than once: {endpoint} {times} times",
+                again.len()
+            )),
+            None => None,
+        };
+        Ok(Figure {
+            name: "race: what is bound stays bound".to_owned(),
+            note: Some(format!("{} endpoints of {containers} containers", times.len())),
+            failed,
+            ..Figure::default()
+        })
     }
 }
 
