@@ -6,11 +6,14 @@
     reason = "a test fails by panicking, and acts on the system"
 )]
 
+#[path = "host/mod.rs"]
+mod host;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
+use host::{Engine, STRICT};
 use serde_json::Value;
 
 const POLICY: &str = "cofferdam: 1
@@ -22,53 +25,7 @@ allow:
   - { from: world, to: declared, ports: [80] }
 ";
 
-/// What leaves nothing to say, but for the image, which has no registry here.
-const STRICT: [&str; 7] = [
-    "--cap-drop=ALL",
-    "--read-only",
-    "--user=1000",
-    "--security-opt=no-new-privileges",
-    "--network=own",
-    "--ipc=private",
-    "--tmpfs=/tmp",
-];
-
-fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/engine/private-engine")
-}
-
-/// An engine that ends with the test, whatever becomes of it.
-struct Engine(PathBuf);
-
 impl Engine {
-    fn up(flags: &str) -> Self {
-        let engine = Self(format!("/tmp/cofferdam-audit-{}", std::process::id()).into());
-        engine.script("up", &[], flags);
-        engine.script("image", &["tools:1", "--tools", "sleep"], "");
-        engine
-    }
-
-    fn script(&self, command: &str, arguments: &[&str], flags: &str) -> String {
-        let output = Command::new(script())
-            .arg(command)
-            .arg(&self.0)
-            .args(arguments)
-            .env("ENGINE_OWNER", std::process::id().to_string())
-            .env("ENGINE_FLAGS", flags)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "private-engine {command} {arguments:?}: {output:?}"
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn docker(&self, arguments: &[&str]) -> String {
-        let words = [&["docker"], arguments].concat();
-        self.script("exec", &words, "").trim().to_owned()
-    }
-
     /// Created only: the engine tells the same of one that runs.
     fn create(&self, name: &str, flags: &[&str]) {
         let begin = ["create", "--name", name];
@@ -76,16 +33,8 @@ impl Engine {
     }
 
     fn audit(&self, arguments: &[&str]) -> Output {
-        Command::new(script())
-            .arg("exec")
-            .arg(&self.0)
-            .arg(env!("CARGO_BIN_EXE_cofferdam"))
-            .arg("audit")
-            .args(arguments)
-            .env("COFFERDAM_DOCKER_SOCKET", self.0.join("docker.sock"))
-            .env("COFFERDAM_CONTROL_SOCKET", self.0.join("no-daemon.sock"))
-            .output()
-            .unwrap()
+        let words = [&["audit"], arguments].concat();
+        self.cofferdam(&words).output().unwrap()
     }
 
     fn report(&self, arguments: &[&str]) -> Value {
@@ -98,12 +47,6 @@ impl Engine {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        Command::new(script()).arg("down").arg(&self.0).output().ok();
     }
 }
 
@@ -123,7 +66,11 @@ fn codes(report: &Value) -> BTreeMap<String, BTreeSet<String>> {
 
 #[test]
 fn each_finding_has_a_container_that_has_it_and_one_that_has_not() {
-    let engine = Engine::up("-H tcp://127.0.0.1:2375");
+    let engine = Engine::up_with(
+        "audit",
+        &["tools:1", "--tools", "sleep"],
+        "-H tcp://127.0.0.1:2375",
+    );
     let socket = engine.0.join("docker.sock");
     let socket = socket.to_str().unwrap();
     engine.docker(&["network", "create", "own"]);
@@ -250,23 +197,17 @@ fn each_finding_has_a_container_that_has_it_and_one_that_has_not() {
 
     // The engine in order: its findings are gone but for what the kernel lacks.
     let mended = "--icc=false --userland-proxy=false --live-restore --no-new-privileges";
-    engine.script("stop", &[], "");
-    engine.docker_start(mended);
+    engine.script("stop", &[]);
+    engine.start(mended);
     let found = codes(&engine.report(&policies));
     assert_eq!(found[""], BTreeSet::from(["CFA102", "CFA103"].map(str::to_owned)));
     assert_eq!(found["CFA019-17"], BTreeSet::from(["CFA040".to_owned()]));
-    engine.script("stop", &[], "");
+    engine.script("stop", &[]);
     // This engine knows no `unconfined` here, but a profile that permits everything.
     let profile = engine.write("all.json", "{ \"defaultAction\": \"SCMP_ACT_ALLOW\" }");
-    engine.docker_start(&format!("--seccomp-profile={profile}"));
+    engine.start(&format!("--seccomp-profile={profile}"));
     let found = codes(&engine.report(&policies));
     assert!(found[""].contains("CFA101"), "{found:?}");
-}
-
-impl Engine {
-    fn docker_start(&self, flags: &str) {
-        self.script("start", &[], flags);
-    }
 }
 
 /// Exit codes, the baseline and SARIF.

@@ -17,7 +17,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use browser::Browser;
-use host::{Engine, wait_until};
+use host::{Engine, STRICT, wait_until};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
@@ -29,17 +29,6 @@ allow:
   - { from: world, to: web, ports: [80] }
 ";
 const ADDRESS: &str = "127.0.0.1:9471";
-/// What leaves nothing to say.
-const STRICT: [&str; 7] = [
-    "--cap-drop=ALL",
-    "--read-only",
-    "--user=1000",
-    "--security-opt=no-new-privileges",
-    "--network=own",
-    "--ipc=private",
-    "--tmpfs=/tmp",
-];
-
 struct Daemon(Child);
 
 impl Drop for Daemon {

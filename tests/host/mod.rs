@@ -8,6 +8,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+/// Flags of a container of which `audit` has nothing to say, but for the image, which has no registry here.
+pub(crate) const STRICT: [&str; 7] = [
+    "--cap-drop=ALL",
+    "--read-only",
+    "--user=1000",
+    "--security-opt=no-new-privileges",
+    "--network=own",
+    "--ipc=private",
+    "--tmpfs=/tmp",
+];
+
 /// An engine that ends with the test, whatever becomes of it. Its directory is the test's, too.
 pub(crate) struct Engine(pub(crate) PathBuf);
 
@@ -23,6 +34,11 @@ impl Engine {
         engine.flagged_script("up", &[], Some(("ENGINE_FLAGS", flags)));
         engine.script("image", image);
         engine
+    }
+
+    /// Starts it again after `stop`, with these flags for dockerd in the place of those that it had.
+    pub(crate) fn start(&self, flags: &str) {
+        self.flagged_script("start", &[], Some(("ENGINE_FLAGS", flags)));
     }
 
     /// A command of `tests/engine/private-engine`, which must succeed.

@@ -202,7 +202,7 @@ struct Daemon {
     planner: Planner,
     kernel: Kernel,
     reader: Reader,
-    /// What events told of since the listing under way was asked for: it is newer than what that says.
+    /// What events told of since the first of the listings under way began: it is newer than what they say.
     newer: Changes,
     /// Whether the engine was listed at least once: before that, rules of an earlier run are left alone.
     listed: bool,

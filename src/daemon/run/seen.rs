@@ -68,7 +68,7 @@ impl Daemon {
                 Some("engine lost")
             }
             EngineEvent::Resync => {
-                self.read(Object::Everything);
+                self.read_after_loss();
                 None
             }
             event => {
@@ -166,8 +166,7 @@ impl Daemon {
     }
 
     fn take_listing(&mut self, listing: Listing, began: Moment) -> Cause {
-        let newer = std::mem::take(&mut self.newer);
-        self.planner.reset_except(listing, began, newer);
+        self.planner.reset_except(listing, began, self.newer.clone());
         self.listed = true;
         fault::point("listed");
         self.engine_missing = None;
@@ -177,11 +176,16 @@ impl Daemon {
 
     /// Reads an object; what it says counts for the ports that are there now.
     pub(super) fn read(&mut self, object: Object) {
-        // A listing under way is made once more after that: of what came before, it tells.
-        if object.is_listing() {
+        if object.is_listing() && !self.reader.is_listing() {
             self.newer = Changes::default();
         }
         self.reader.read(object, self.planner.moment());
+    }
+
+    /// Reads everything, since an event was lost: what the others told of may have changed again.
+    fn read_after_loss(&mut self) {
+        self.newer = Changes::default();
+        self.read(Object::Everything);
     }
 
     /// Reads a container that is not known yet. Its inspection waits until it has started: what the list says of it comes
@@ -288,7 +292,7 @@ impl Daemon {
             debug!(doubts = ?self.doubts.found, "kernel and engine do not fit: an event was lost");
             // If it is still so after this, then it is so.
             self.doubts.accepted.clone_from(&self.doubts.found);
-            self.read(Object::Everything);
+            self.read_after_loss();
         }
         if self.doubts.looks > 0 {
             self.look_later();
