@@ -198,14 +198,14 @@ fn each_finding_has_a_container_that_has_it_and_one_that_has_not() {
     // The engine in order: its findings are gone but for what the kernel lacks.
     let mended = "--icc=false --userland-proxy=false --live-restore --no-new-privileges";
     engine.script("stop", &[]);
-    engine.start(mended);
+    engine.start_again(mended);
     let found = codes(&engine.report(&policies));
     assert_eq!(found[""], BTreeSet::from(["CFA102", "CFA103"].map(str::to_owned)));
     assert_eq!(found["CFA019-17"], BTreeSet::from(["CFA040".to_owned()]));
     engine.script("stop", &[]);
     // This engine knows no `unconfined` here, but a profile that permits everything.
     let profile = engine.write("all.json", "{ \"defaultAction\": \"SCMP_ACT_ALLOW\" }");
-    engine.start(&format!("--seccomp-profile={profile}"));
+    engine.start_again(&format!("--seccomp-profile={profile}"));
     let found = codes(&engine.report(&policies));
     assert!(found[""].contains("CFA101"), "{found:?}");
 }

@@ -37,7 +37,7 @@ impl Engine {
     }
 
     /// Starts it again after `stop`, with these flags for dockerd in the place of those that it had.
-    pub(crate) fn start(&self, flags: &str) {
+    pub(crate) fn start_again(&self, flags: &str) {
         self.flagged_script("start", &[], Some(("ENGINE_FLAGS", flags)));
     }
 
