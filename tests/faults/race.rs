@@ -175,7 +175,8 @@ impl Bound {
         };
         Ok(Figure {
             name: "race: what is bound stays bound".to_owned(),
-            note: Some(format!("{} endpoints of {containers} containers", times.len())),
+            tried: times.len() as u64,
+            note: Some(format!("the endpoints of {containers} containers")),
             failed,
             ..Figure::default()
         })
