@@ -209,11 +209,17 @@ impl Planner {
 
     pub(super) fn note_reading(&mut self, container: &Container, began: Moment, before: &Readings) {
         let before = before.get(&container.id);
-        let mut readings = before.cloned().unwrap_or_default();
+        let is_live = |network: &NetworkId| container.endpoints.get(network).is_some_and(Endpoint::is_live);
+        let mut readings = LiteMap::with_capacity(container.endpoints.len());
         // What was seen before the container was known is kept with it.
-        readings.retain(|network, _| container.endpoints.get(network).is_none_or(|it| !it.is_live()));
-        for (network, _) in container.endpoints.iter().filter(|(_, it)| it.is_live()) {
-            let before = readings.insert(network.clone(), began);
+        let others = before
+            .into_iter()
+            .flatten()
+            .filter(|(network, _)| !is_live(network));
+        readings.extend(others.map(|(network, at)| (network.clone(), *at)));
+        for network in container.endpoints.keys().filter(|it| is_live(it)) {
+            let before = before.and_then(|it| it.get(network)).copied();
+            readings.insert(network.clone(), began);
             self.note_confirmation(&container.id, before, began);
         }
         if !readings.is_empty() {
