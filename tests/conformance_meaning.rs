@@ -268,10 +268,13 @@ fn load(files: &BTreeMap<String, String>) -> Policy {
 fn allowed(policy: &Policy, from: &Thing, to: &Thing, traffic: Traffic) -> bool {
     let services = |thing: &Thing| match thing {
         Thing::Container(labels) => {
+            let shared = labels
+                .iter()
+                .map(|(key, value)| (key.as_str().into(), value.as_str().into()));
             let subject = Subject {
                 name: "some",
                 image: "some:1",
-                labels,
+                labels: &shared.collect(),
             };
             match policy.services_of(subject) {
                 Membership::Member(services) => Some(services),

@@ -143,11 +143,15 @@ impl Host {
         Container {
             id: container_id(number),
             name: format!("c{number}"),
-            image: "bench".to_owned(),
-            labels: [("service".to_owned(), format!("s{}", number % self.services))].into(),
+            image: "bench".into(),
+            labels: [("service".into(), format!("s{}", number % self.services).into())]
+                .into_iter()
+                .collect(),
             lifecycle: Lifecycle::Running,
             network_mode: NetworkMode::Own,
-            endpoints: [(network_id(number / ON_A_BRIDGE), endpoint)].into(),
+            endpoints: [(network_id(number / ON_A_BRIDGE), endpoint)]
+                .into_iter()
+                .collect(),
             published: BTreeSet::new(),
             facts: Facts::default(),
         }

@@ -32,11 +32,11 @@ fn clean(name: &str) -> (Container, Posture) {
     let container = Container {
         id: ContainerId("c".into()),
         name: name.into(),
-        image: format!("registry.example/app@sha256:{}", "ab".repeat(32)),
-        labels: BTreeMap::new(),
+        image: format!("registry.example/app@sha256:{}", "ab".repeat(32)).into(),
+        labels: Default::default(),
         lifecycle: Lifecycle::Running,
         network_mode: NetworkMode::Own,
-        endpoints: BTreeMap::new(),
+        endpoints: Default::default(),
         published: BTreeSet::new(),
         facts: Facts {
             powers: Some(BTreeSet::new()),
@@ -141,9 +141,9 @@ fn each_has_its_code_and_no_other() {
             _ = p.host_namespaces.insert(HostNamespace::Uts)
         }),
         (Code::Registry, |c, _| {
-            c.image = format!("other/app@sha256:{}", "ab".repeat(32))
+            c.image = format!("other/app@sha256:{}", "ab".repeat(32)).into()
         }),
-        (Code::Registry, |c, p| c.image = p.image.clone()),
+        (Code::Registry, |c, p| c.image = p.image.as_str().into()),
         (Code::MutableTag, |c, _| c.image = "registry.example/app:1".into()),
         (Code::HostNetwork, |c, _| c.network_mode = NetworkMode::Host),
         (Code::Privileged, |c, p| {

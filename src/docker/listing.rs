@@ -45,7 +45,7 @@ pub(super) struct Inspected(Arc<Mutex<BTreeMap<ContainerId, Fixed>>>);
 
 #[derive(Debug, Clone, Default)]
 struct Fixed {
-    image: Option<String>,
+    image: Option<Arc<str>>,
     powers: Option<BTreeSet<Power>>,
 }
 
@@ -90,20 +90,32 @@ impl Engine {
 
     async fn listing(&self, patience: Duration, powers: Powers) -> Result<Listing, EngineError> {
         // Containers first: then every network of theirs is in the second list, unless it has gone.
-        let answer = self.objects("/containers/json?all=1").await;
-        let mut summaries: Vec<Summary> = answer.map_err(EngineError::request("list the containers"))?;
+        let failed = |error| EngineError::request("list the containers")(error);
+        let answer = self.list_text("/containers/json?all=1").await.map_err(failed)?;
         let networks = self.list_networks().await?;
         let names = NetworkNames::new(&networks);
-        let listed = summaries.iter().filter_map(|it| it.id.as_ref());
+        let summaries = wire::objects(&answer).map_err(|error| failed(error.into()))?;
+        let (mut listed, mut stale, mut texts) = (Vec::new(), BTreeMap::new(), Texts::default());
+        for summary in summaries {
+            let wishes = wire::stale_wishes(&summary, &names);
+            let Some(mut it) = Listed::new(summary, &names) else {
+                continue;
+            };
+            texts.share(&mut it.container);
+            if !wishes.is_empty() {
+                stale.insert(it.container.id.clone(), wishes);
+            }
+            listed.push(it);
+        }
+        drop(answer);
         self.inspected
-            .retain(&listed.map(|id| ContainerId(id.as_str().into())).collect());
+            .retain(&listed.iter().map(|it| it.container.id.clone()).collect());
         // An inspection of one that is just starting blocks: those come last, and all of them together wait only so long.
-        summaries.sort_by_key(Summary::may_be_starting);
+        listed.sort_by_key(|it| it.may_be_starting);
         let deadline = Instant::now() + patience;
-        let stale = wire::stale_wishes(&summaries, &networks);
 
-        let containers = stream::iter(summaries)
-            .map(|summary| self.listed_container(summary, &names, deadline, powers))
+        let containers = stream::iter(listed)
+            .map(|listed| self.completed(listed, deadline, powers))
             .buffer_unordered(PARALLEL)
             .filter_map(std::future::ready)
             .map(|container| (container.id.clone(), container));
@@ -151,7 +163,7 @@ impl Engine {
         let container = wire::inspected_container(answer, &names, &self.sockets());
         if let Some(container) = &container {
             let fixed = Fixed {
-                image: Some(container.image.clone()).filter(|image| !image.is_empty()),
+                image: Some(Arc::clone(&container.image)).filter(|image| !image.is_empty()),
                 powers: container.facts.powers.clone(),
             };
             self.inspected.insert(id.clone(), fixed);
@@ -237,24 +249,23 @@ impl Engine {
     /// A container of the list, with what only its inspection tells: its powers, and what the user called the image, which
     /// the list has by its id once the tag has moved on. What cannot be told in time stays open until the events of the
     /// container's start have it read.
-    async fn listed_container(
-        &self,
-        mut summary: Summary,
-        names: &NetworkNames,
-        deadline: Instant,
-        powers: Powers,
-    ) -> Option<Container> {
-        let id = ContainerId(summary.id.as_ref().filter(|id| wire::is_id(id))?.as_str().into());
-        let fixed = match self.inspected.get(&id) {
+    async fn completed(&self, listed: Listed, deadline: Instant, powers: Powers) -> Option<Container> {
+        let mut container = listed.container;
+        let id = &container.id;
+        let fixed = match self.inspected.get(id) {
             Some(fixed) if fixed.powers.is_some() => fixed,
-            fixed if powers == Powers::Known && !summary.has_nameless_image() => fixed.unwrap_or_default(),
-            _ => match tokio::time::timeout_at(deadline, self.inspect(&id)).await {
+            fixed if powers == Powers::Known && !listed.has_nameless_image => fixed.unwrap_or_default(),
+            _ => match tokio::time::timeout_at(deadline, self.inspect(id)).await {
                 Ok(Ok(Some(answer))) => {
-                    let fixed = Fixed {
-                        powers: wire::powers(&answer, &self.sockets()),
-                        image: answer.config.get().and_then(|config| config.image.get()),
-                    };
-                    self.inspected.insert(id, fixed.clone());
+                    let powers = wire::powers(&answer, &self.sockets());
+                    let image = answer.config.get().and_then(|config| config.image.get());
+                    // What the list says, too, stands there already.
+                    let image = image.map(|name| match *name == *container.image {
+                        true => Arc::clone(&container.image),
+                        false => name.into(),
+                    });
+                    let fixed = Fixed { image, powers };
+                    self.inspected.insert(id.clone(), fixed.clone());
                     fixed
                 }
                 Ok(Ok(None)) => {
@@ -271,11 +282,51 @@ impl Engine {
                 }
             },
         };
-        summary.use_name_of_image(fixed.image);
-        let facts = Facts {
-            powers: fixed.powers,
-            unreadable: false,
-        };
-        wire::listed_container(summary, names, facts)
+        container.facts.powers = fixed.powers;
+        if let Some(name) = fixed.image.filter(|_| listed.has_nameless_image) {
+            wire::use_name_of_image(&mut container, &name);
+        }
+        Some(container)
+    }
+}
+
+/// Texts that stand at many containers of a host, each of them once.
+#[derive(Debug, Default)]
+struct Texts(BTreeSet<Arc<str>>);
+
+impl Texts {
+    fn share(&mut self, container: &mut Container) {
+        self.replace(&mut container.image);
+        let labels = std::mem::take(&mut container.labels).into_iter();
+        let shared = labels.map(|(mut key, mut value)| {
+            self.replace(&mut key);
+            self.replace(&mut value);
+            (key, value)
+        });
+        container.labels = shared.collect();
+    }
+
+    fn replace(&mut self, text: &mut Arc<str>) {
+        match self.0.get(text) {
+            Some(known) => *text = Arc::clone(known),
+            None => drop(self.0.insert(Arc::clone(text))),
+        }
+    }
+}
+
+/// A container as far as the list tells of it. Made at once of what the list says, which has several times its size.
+struct Listed {
+    container: Container,
+    may_be_starting: bool,
+    has_nameless_image: bool,
+}
+
+impl Listed {
+    fn new(summary: Summary, names: &NetworkNames) -> Option<Self> {
+        Some(Self {
+            may_be_starting: summary.may_be_starting(),
+            has_nameless_image: summary.has_nameless_image(),
+            container: wire::listed_container(summary, names, Facts::default())?,
+        })
     }
 }

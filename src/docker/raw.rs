@@ -40,9 +40,14 @@ impl Engine {
 
     /// `GET path`, of which the answer is a list of such objects; what is none is left out.
     pub(super) async fn objects<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, WireError> {
-        let read = |text: &str| wire::objects(text).map_err(WireError::from);
-        let objects = self.ask(PATIENCE, path, read).await?;
-        objects.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the engine has no such list").into())
+        let text = self.list_text(path).await?;
+        Ok(wire::objects(&text)?.collect())
+    }
+
+    /// `GET path`, of which the answer is a list, as text.
+    pub(super) async fn list_text(&self, path: &str) -> Result<String, WireError> {
+        let text = self.ask(PATIENCE, path, |text| Ok(text.to_owned())).await?;
+        text.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the engine has no such list").into())
     }
 
     async fn ask<T>(

@@ -20,15 +20,13 @@ pub(crate) fn read_answer(body: &[u8]) -> Listing {
         };
         let answer: Option<Value> = serde_json::from_str(&text).ok();
         let names = NetworkNames::default();
-        let networks = wire::objects::<NetworkAnswer>(&text).unwrap_or_default();
-        let networks = networks.into_iter().filter_map(wire::network);
+        let networks = wire::objects::<NetworkAnswer>(&text).into_iter().flatten();
+        let networks = networks.filter_map(wire::network);
         listing.networks.extend(networks.map(|snapshot| snapshot.network));
         let names_of = NetworkNames::new(&listing.networks);
-        let summaries = wire::objects::<Summary>(&text).unwrap_or_default();
+        let summaries = wire::objects::<Summary>(&text).into_iter().flatten();
         let listed = |summary| wire::listed_container(summary, &names, Facts::default());
-        listing
-            .containers
-            .extend(summaries.into_iter().filter_map(listed));
+        listing.containers.extend(summaries.filter_map(listed));
         let one = answer.clone().and_then(wire::object::<NetworkAnswer>);
         let one = one.and_then(wire::network).map(|snapshot| snapshot.network);
         listing.networks.extend(one);
@@ -37,10 +35,8 @@ pub(crate) fn read_answer(body: &[u8]) -> Listing {
             let _names = answer.needs_names();
             wire::inspected_container(answer, &names_of, &sockets)
         };
-        let inspections = wire::objects::<Inspection>(&text).unwrap_or_default();
-        listing
-            .containers
-            .extend(inspections.into_iter().filter_map(inspected));
+        let inspections = wire::objects::<Inspection>(&text).into_iter().flatten();
+        listing.containers.extend(inspections.filter_map(inspected));
         let one = answer.and_then(wire::object::<Inspection>);
         listing.containers.extend(one.and_then(inspected));
     }

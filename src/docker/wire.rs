@@ -9,6 +9,7 @@ mod powers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use litemap::LiteMap;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -26,23 +27,26 @@ use self::ports::listed_ports;
 pub(super) use self::powers::{holds_a_socket, powers};
 use super::raw::{Field, Shaped, shortened};
 use crate::inventory::{
-    Container, ContainerId, Endpoint, Facts, Lifecycle, Network, NetworkId, NetworkMode, Published,
+    Container, ContainerId, Endpoint, Facts, Labels, Lifecycle, Network, NetworkId, NetworkMode, Published,
 };
 
-/// Networks by name. A container that was never started names its networks only by name (`NetworkID` is empty).
+/// The networks that there are, by id and by name. A container that was never started names its networks only by name
+/// (`NetworkID` is empty).
 #[derive(Debug, Default)]
-pub(super) struct NetworkNames(BTreeMap<String, Vec<NetworkId>>);
+pub(super) struct NetworkNames {
+    ids: BTreeSet<NetworkId>,
+    named: BTreeMap<String, Vec<NetworkId>>,
+}
 
 impl NetworkNames {
     pub(super) fn new<'a>(networks: impl IntoIterator<Item = &'a Network>) -> Self {
-        let mut names = BTreeMap::<String, Vec<NetworkId>>::new();
+        let mut names = Self::default();
         for network in networks {
-            names
-                .entry(network.name.clone())
-                .or_default()
-                .push(network.id.clone());
+            names.ids.insert(network.id.clone());
+            let named = names.named.entry(network.name.clone()).or_default();
+            named.push(network.id.clone());
         }
-        Self(names)
+        names
     }
 
     /// The id that an attachment means. A container that was started once has it from then on, even of a network that
@@ -51,10 +55,12 @@ impl NetworkNames {
     /// The default network counts by its name alone: it has another id after each start of the engine.
     fn resolve(&self, container: &ContainerId, name: &str, id: &str) -> Option<NetworkId> {
         let name = if name == "default" { "bridge" } else { name };
-        if !(id.is_empty() || name == "bridge" && self.0.contains_key(name)) {
-            return Some(NetworkId(id.into()));
+        if !(id.is_empty() || name == "bridge" && self.named.contains_key(name)) {
+            let id = NetworkId(id.into());
+            // That of the network itself, so that ten thousand attachments share one text.
+            return Some(self.ids.get(&id).cloned().unwrap_or(id));
         }
-        match self.0.get(name).map(Vec::as_slice) {
+        match self.named.get(name).map(Vec::as_slice) {
             Some([one]) => Some(one.clone()),
             Some(several) => {
                 warn!(%container, network = name, count = several.len(), "several networks have this name: attachment ignored");
@@ -101,14 +107,6 @@ impl Summary {
     /// Whether the attachments cannot be told without the names of all networks.
     pub(super) fn needs_names(&self) -> bool {
         needs_names(&self.network_settings)
-    }
-
-    /// Takes the image's name as its user wrote it, where the list only has the image's id.
-    pub(super) fn use_name_of_image(&mut self, name: Option<String>) {
-        let is_id = self.has_nameless_image();
-        if let Some(name) = name.filter(|_| is_id) {
-            self.image = Field::Is(name);
-        }
     }
 }
 
@@ -263,7 +261,7 @@ objects_of_json!(
 ///
 /// # Errors
 /// The text is no list, which is not an empty one.
-pub(super) fn objects<T: DeserializeOwned>(text: &str) -> serde_json::Result<Vec<T>> {
+pub(super) fn objects<T: DeserializeOwned>(text: &str) -> serde_json::Result<impl Iterator<Item = T>> {
     let items: Option<Vec<&RawValue>> = serde_json::from_str(text)?;
     let object = |item: &RawValue| {
         let object = Some(item.get()).filter(|it| it.starts_with('{'));
@@ -273,7 +271,7 @@ pub(super) fn objects<T: DeserializeOwned>(text: &str) -> serde_json::Result<Vec
         }
         object
     };
-    Ok(items.into_iter().flatten().filter_map(object).collect())
+    Ok(items.into_iter().flatten().filter_map(object))
 }
 
 /// One object.
@@ -370,39 +368,20 @@ fn mode(config: Field<HostConfig>) -> Field<String> {
 /// What our networks' names begin with.
 const OUR_NAMES: &str = "cofferdam-";
 
-/// The wishes of stopped containers for networks with names of ours that are gone.
-pub(super) fn stale_wishes(
-    summaries: &[Summary],
-    networks: &[Network],
-) -> BTreeMap<ContainerId, BTreeSet<String>> {
-    let known: BTreeSet<&str> = networks.iter().map(|network| &*network.id.0).collect();
-    let text = |field: &Field<String>| field.as_ref().cloned().unwrap_or_default();
-    let mut stale = BTreeMap::<ContainerId, BTreeSet<String>>::new();
-    for summary in summaries {
-        let Some(id) = summary.id.as_ref() else { continue };
-        let attachments = summary
-            .network_settings
-            .as_ref()
-            .and_then(|it| it.networks.as_ref());
-        for (name, settings) in attachments.into_iter().flatten() {
-            let Some(settings) = settings.as_ref() else {
-                continue;
-            };
-            let network = text(&settings.network_id);
-            let live = !text(&settings.endpoint_id).is_empty();
-            if name.starts_with(OUR_NAMES)
-                && !network.is_empty()
-                && !known.contains(network.as_str())
-                && !live
-            {
-                stale
-                    .entry(ContainerId(id.as_str().into()))
-                    .or_default()
-                    .insert(name.clone());
-            }
-        }
-    }
-    stale
+/// The networks with names of ours that are gone, and that a stopped container still wishes for.
+pub(super) fn stale_wishes(summary: &Summary, names: &NetworkNames) -> BTreeSet<String> {
+    let settings = summary.network_settings.as_ref();
+    let attachments = settings.and_then(|it| it.networks.as_ref());
+    let is_stale = |settings: &EndpointSettings| {
+        let network = settings.network_id.as_ref().filter(|it| !it.is_empty());
+        let is_gone = network.is_some_and(|it| !names.ids.contains(&NetworkId(it.as_str().into())));
+        is_gone && is_empty(&settings.endpoint_id)
+    };
+    let ours = attachments.into_iter().flatten();
+    let ours = ours.filter(|(name, _)| name.starts_with(OUR_NAMES));
+    ours.filter(|(_, settings)| settings.as_ref().is_some_and(|it| is_stale(it)))
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 /// What list and inspect have in common.
@@ -426,11 +405,12 @@ fn container(parts: Parts, names: &NetworkNames) -> Container {
         warn!(container = %id, "name, image, labels or network mode cannot be read: denied everything");
         facts.unreadable = true;
     }
-    let mut endpoints = BTreeMap::new();
     if parts.networks.is_malformed() {
         warn!(container = %id, "its networks cannot be read: attachments ignored");
     }
-    for (name, settings) in parts.networks.unwrap_or_default() {
+    let networks = parts.networks.unwrap_or_default();
+    let mut endpoints = LiteMap::with_capacity(networks.len());
+    for (name, settings) in networks {
         // The networks `host` and `none` carry no packets, and no other network can have these names.
         if name == "host" || name == "none" {
             continue;
@@ -466,27 +446,43 @@ fn container(parts: Parts, names: &NetworkNames) -> Container {
         false => parts.state,
     };
     // What is too long is not kept either.
-    let kept = |field: Field<String>| {
-        if is_odd(&field) {
-            String::new()
-        } else {
-            field.unwrap_or_default()
-        }
-    };
     let name = kept(parts.name).trim_start_matches('/').to_owned();
     if name.is_empty() {
         warn!(container = %id, "no name: no selector by name can match");
     }
     Container {
         name,
-        image: kept(parts.image),
-        labels: parts.labels.unwrap_or_default(),
+        image: kept(parts.image).into(),
+        labels: labels(parts.labels),
         lifecycle,
         network_mode,
         endpoints,
         published: parts.published,
         facts,
         id,
+    }
+}
+
+/// Takes the image's name as its user wrote it, where the list only has the image's id.
+pub(super) fn use_name_of_image(container: &mut Container, name: &str) {
+    let name = Field::Is(name.to_owned());
+    if is_odd(&name) {
+        warn!(container = %container.id, "the image's name cannot be read: denied everything");
+        container.facts.unreadable = true;
+    }
+    container.image = kept(name).into();
+}
+
+fn labels(labels: Field<BTreeMap<String, String>>) -> Labels {
+    let labels = labels.unwrap_or_default().into_iter();
+    labels.map(|(key, value)| (key.into(), value.into())).collect()
+}
+
+fn kept(field: Field<String>) -> String {
+    if is_odd(&field) {
+        String::new()
+    } else {
+        field.unwrap_or_default()
     }
 }
 

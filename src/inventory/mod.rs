@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use litemap::LiteMap;
 
 use crate::net::{IfName, Mac, Transport};
 
@@ -74,6 +75,10 @@ pub enum NetworkMode {
     None,
 }
 
+/// Labels by key. A map of the standard library has room for eleven of them from the first on, and most of these maps have few.
+/// The texts stand at many containers, so that a clone shares them.
+pub type Labels = LiteMap<Arc<str>, Arc<str>>;
+
 /// A container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
@@ -81,12 +86,12 @@ pub struct Container {
     /// Without the leading slash.
     pub name: String,
     /// The image reference it was created from, as the user wrote it.
-    pub image: String,
-    pub labels: BTreeMap<String, String>,
+    pub image: Arc<str>,
+    pub labels: Labels,
     pub lifecycle: Lifecycle,
     pub network_mode: NetworkMode,
     /// One for each network that it is attached to, or will be at its start.
-    pub endpoints: BTreeMap<NetworkId, Endpoint>,
+    pub endpoints: LiteMap<NetworkId, Endpoint>,
     pub published: BTreeSet<Published>,
     /// What else was read of it.
     pub facts: Facts,

@@ -196,11 +196,8 @@ impl Inventory {
         self.change_container(id, |container| {
             container.lifecycle = lifecycle;
             if lifecycle == Lifecycle::Stopped {
-                for endpoint in container
-                    .endpoints
-                    .values_mut()
-                    .filter(|endpoint| endpoint.is_live())
-                {
+                let endpoints = container.endpoints.iter_mut().map(|(_, it)| it);
+                for endpoint in endpoints.filter(|it| it.is_live()) {
                     *endpoint = Endpoint::default();
                 }
             }

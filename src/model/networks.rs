@@ -174,7 +174,7 @@ fn aliases(service: &ServiceId, container: &Container) -> BTreeSet<String> {
         format!("{}.{}", service.name, service.segment),
     ]);
     if let Some(name) = container.labels.get(COMPOSE_SERVICE) {
-        aliases.insert(name.clone());
+        aliases.insert(name.to_string());
         if let Some(project) = container.labels.get(COMPOSE_PROJECT) {
             aliases.insert(format!("{name}.{project}"));
         }

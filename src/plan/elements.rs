@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::compile::Structure;
-use super::ledger::Claim;
+use super::ledger::{Claim, Element};
 use super::names::{self, chain};
 use super::planner::{Moment, Readings};
 use super::published::HostPorts;
@@ -273,13 +273,14 @@ impl<'a> View<'a> {
     }
 
     /// The addresses of a container that packets are known to flow for: those with rights.
-    pub fn addresses(claim: &Claim) -> BTreeSet<IpAddr> {
+    pub fn addresses<'e>(claimed: impl IntoIterator<Item = &'e Element>) -> BTreeSet<IpAddr> {
         let address = |key: &Key| match key {
             Key::Ipv4(address) => Some(IpAddr::V4(*address)),
             Key::Ipv6(address) => Some(IpAddr::V6(*address)),
             _ => None,
         };
-        claim.keys().filter_map(|(_, key)| address(key)).collect()
+        let claimed = claimed.into_iter();
+        claimed.filter_map(|(_, key)| address(key)).collect()
     }
 }
 

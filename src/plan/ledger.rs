@@ -24,8 +24,11 @@ pub enum Owner {
     Port(u32),
 }
 
+/// A set and a key in it.
+pub type Element = (SetRef, Key);
+
 /// The elements that follow from one owner.
-pub type Claim = BTreeMap<(SetRef, Key), Option<ChainName>>;
+pub type Claim = BTreeMap<Element, Option<ChainName>>;
 
 /// Who claims an element, with which verdict, in the order of the owners. It is nearly always one.
 type Claimants = Vec<(Owner, Option<ChainName>)>;
@@ -33,10 +36,11 @@ type Claimants = Vec<(Owner, Option<ChainName>)>;
 /// All claims, and what of them is in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ledger {
-    owners: BTreeMap<Owner, Claim>,
-    claims: BTreeMap<(SetRef, Key), Claimants>,
-    applied: BTreeMap<(SetRef, Key), Option<ChainName>>,
-    touched: BTreeSet<(SetRef, Key)>,
+    /// What each claims, in order. Ten thousand maps of a few elements would have room for eleven each.
+    owners: BTreeMap<Owner, Box<[Element]>>,
+    claims: BTreeMap<Element, Claimants>,
+    applied: BTreeMap<Element, Option<ChainName>>,
+    touched: BTreeSet<Element>,
     /// Addresses that their owners lead to different chains.
     contested: BTreeSet<IpAddr>,
 }
@@ -46,17 +50,17 @@ impl Ledger {
     pub fn set(&mut self, owner: &Owner, claim: Claim) {
         let before = self.owners.remove(owner).unwrap_or_default();
         let mut led: BTreeSet<IpAddr> = BTreeSet::new();
-        for (element, _) in before
-            .iter()
-            .filter(|(it, verdict)| claim.get(it) != Some(verdict))
-        {
-            self.withdraw(owner, element);
-            led.extend(led_to(element));
+        for element in &before {
+            let verdict = claim.get(element);
+            if verdict.is_none_or(|verdict| !self.is_claimed(owner, element, verdict)) {
+                self.withdraw(owner, element);
+                led.extend(led_to(element));
+            }
         }
-        for (element, verdict) in claim
-            .iter()
-            .filter(|(it, verdict)| before.get(it) != Some(verdict))
-        {
+        for (element, verdict) in &claim {
+            if self.is_claimed(owner, element, verdict) {
+                continue;
+            }
             let claimants = self.claims.entry(element.clone()).or_default();
             claimants.retain(|(it, _)| it != owner);
             claimants.reserve_exact(1);
@@ -66,11 +70,16 @@ impl Ledger {
             led.extend(led_to(element));
         }
         if !claim.is_empty() {
-            self.owners.insert(owner.clone(), claim);
+            self.owners.insert(owner.clone(), claim.into_keys().collect());
         }
         for address in led {
             self.touch(owner, address);
         }
+    }
+
+    fn is_claimed(&self, owner: &Owner, element: &Element, verdict: &Option<ChainName>) -> bool {
+        let mut claimants = self.claims.get(element).into_iter().flatten();
+        claimants.any(|(it, its)| it == owner && its == verdict)
     }
 
     /// Who has a say about an address has changed: what its owners claim for it may now be in force, or no more.
@@ -88,7 +97,7 @@ impl Ledger {
             .chain([owner])
             .collect();
         for claim in owners.into_iter().filter_map(|owner| self.owners.get(owner)) {
-            let of_it = claim.keys().filter(|(_, key)| address_of(key) == Some(address));
+            let of_it = claim.iter().filter(|(_, key)| address_of(key) == Some(address));
             self.touched.extend(of_it.cloned());
         }
     }
@@ -98,7 +107,7 @@ impl Ledger {
         self.contested.contains(&address)
     }
 
-    fn withdraw(&mut self, owner: &Owner, element: &(SetRef, Key)) {
+    fn withdraw(&mut self, owner: &Owner, element: &Element) {
         if let Some(claims) = self.claims.get_mut(element) {
             claims.retain(|(it, _)| it != owner);
             if claims.is_empty() {
@@ -113,9 +122,9 @@ impl Ledger {
         self.owners.keys()
     }
 
-    /// One owner's claim.
-    pub fn claim(&self, owner: &Owner) -> Option<&Claim> {
-        self.owners.get(owner)
+    /// What one owner claims.
+    pub fn claimed(&self, owner: &Owner) -> &[Element] {
+        self.owners.get(owner).map(Box::as_ref).unwrap_or_default()
     }
 
     /// What must change in the kernel, deletions first. A verdict that changes is a deletion and an addition. The additions
@@ -171,7 +180,7 @@ impl Ledger {
 
     /// What is claimed in a set of addresses and ports, of both families.
     pub fn services(&self, set: &str) -> BTreeSet<(IpAddr, Transport, u16)> {
-        let service = |(of, key): &(SetRef, Key)| {
+        let service = |(of, key): &Element| {
             let service = match key {
                 Key::Service4(address, transport, port) => (IpAddr::V4(*address), *transport, *port),
                 Key::Service6(address, transport, port) => (IpAddr::V6(*address), *transport, *port),
@@ -202,7 +211,7 @@ impl Ledger {
     }
 
     /// Whether an element is in the kernel as it is wanted.
-    pub fn is_applied(&self, element: &(SetRef, Key)) -> bool {
+    pub fn is_applied(&self, element: &Element) -> bool {
         let applied = self.applied.get(element);
         applied.is_some() && applied == self.in_force(element)
     }
@@ -239,6 +248,8 @@ impl Ledger {
                 elements.into_iter().map(element)
             })
             .collect();
+        // They came container by container, which leaves the map's nodes half full.
+        self.claims = std::mem::take(&mut self.claims).into_iter().collect();
         self.touched = self
             .claims
             .keys()
@@ -256,7 +267,7 @@ impl Ledger {
         contested.map(|(element, claims)| (&element.1, claims.iter().map(|(owner, _)| owner)))
     }
 
-    fn in_force(&self, element: &(SetRef, Key)) -> Option<&Option<ChainName>> {
+    fn in_force(&self, element: &Element) -> Option<&Option<ChainName>> {
         if !self.contested.is_empty()
             && address_of(&element.1).is_some_and(|address| self.is_contested(address))
         {
@@ -283,7 +294,7 @@ fn address_of(key: &Key) -> Option<IpAddr> {
 }
 
 /// The element that every owner of an address claims: where what is sent to it goes on.
-fn led_by(address: IpAddr) -> (SetRef, Key) {
+fn led_by(address: IpAddr) -> Element {
     let set = names::inet(names::by_family("into", Family::of(address)));
     let key = match address {
         IpAddr::V4(address) => Key::Ipv4(address),
@@ -292,12 +303,12 @@ fn led_by(address: IpAddr) -> (SetRef, Key) {
     (set, key)
 }
 
-fn led_to((set, key): &(SetRef, Key)) -> Option<IpAddr> {
+fn led_to((set, key): &Element) -> Option<IpAddr> {
     let leads = set.table == TableFamily::Inet && ["into4", "into6"].contains(&set.set.as_str());
     address_of(key).filter(|_| leads)
 }
 
-fn is_withheld((_, key): &(SetRef, Key), withheld: &BTreeSet<IpAddr>) -> bool {
+fn is_withheld((_, key): &Element, withheld: &BTreeSet<IpAddr>) -> bool {
     key.address().is_some_and(|address| withheld.contains(&address))
 }
 

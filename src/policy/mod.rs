@@ -35,8 +35,10 @@ mod yaml;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use jiff::Timestamp;
+use litemap::LiteMap;
 
 pub use self::fault::{Code, Fault, Faults, Other, Severity, UnknownCode, Warnings, count};
 pub use self::load::{
@@ -281,5 +283,5 @@ pub struct Subject<'a> {
     pub name: &'a str,
     /// The image reference that the container was created from.
     pub image: &'a str,
-    pub labels: &'a BTreeMap<String, String>,
+    pub labels: &'a LiteMap<Arc<str>, Arc<str>>,
 }

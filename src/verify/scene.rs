@@ -16,7 +16,7 @@ pub const LABEL: &str = "io.cofferdam.verify";
 
 /// Whether the container's owner wants no probes.
 pub fn is_excused(container: &Container) -> bool {
-    container.labels.get(LABEL).is_some_and(|value| value == "off")
+    container.labels.get(LABEL).is_some_and(|value| **value == *"off")
 }
 
 /// A container that can be probed.

@@ -66,8 +66,8 @@ fn subject(policy: &Policy, name: &str, at: &[(&str, [u8; 4])], served: &[(Trans
     let container = Container {
         id: ContainerId(name.into()),
         name: name.to_owned(),
-        image: "image".to_owned(),
-        labels: BTreeMap::new(),
+        image: "image".into(),
+        labels: Default::default(),
         lifecycle: Lifecycle::Running,
         network_mode: NetworkMode::Own,
         endpoints: endpoints.collect(),
@@ -351,8 +351,8 @@ fn only_the_word_off_excuses() {
     let policy = policy(POLICY);
     let mut container = subject(&policy, "db", &[], &[]).container;
     assert!(!is_excused(&container));
-    container.labels.insert(LABEL.to_owned(), "on".to_owned());
+    container.labels.insert(LABEL.into(), "on".into());
     assert!(!is_excused(&container));
-    container.labels.insert(LABEL.to_owned(), "off".to_owned());
+    container.labels.insert(LABEL.into(), "off".into());
     assert!(is_excused(&container));
 }

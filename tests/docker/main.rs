@@ -69,8 +69,8 @@ async fn listing_and_inspection_say_the_same() {
             let inspected = lab.engine.container(id).await.unwrap();
             assert_eq!(inventory.container(id), inspected.as_ref());
             let container = inspected.unwrap();
-            assert_eq!(container.image, lab.image);
-            assert_eq!(container.labels["app"], "api");
+            assert_eq!(*container.image, *lab.image);
+            assert_eq!(container.labels.get("app").map(|it| &**it), Some("api"));
         }
         let read = |id: &ContainerId| inventory.container(id).unwrap();
 
@@ -156,7 +156,7 @@ async fn an_image_keeps_the_name_that_the_user_wrote() {
             .remove_image("cft-image:1", None::<RemoveImageOptions>, None)
             .await
             .unwrap();
-        assert_eq!(image, "cft-image:1");
+        assert_eq!(&*image, "cft-image:1");
     })
     .await;
 }

@@ -163,13 +163,13 @@ pub(crate) fn listing(containers: &[(BTreeSet<usize>, BTreeSet<usize>)]) -> List
     let container = |(index, (services, networks)): (usize, &(BTreeSet<usize>, BTreeSet<usize>))| Container {
         id: ContainerId(format!("container{index}").into()),
         name: format!("c{index}"),
-        image: "image".to_owned(),
+        image: "image".into(),
         labels: services
             .iter()
             .map(|service| {
                 (
-                    format!("{}-{}", SERVICES[*service].0, SERVICES[*service].1),
-                    "yes".to_owned(),
+                    format!("{}-{}", SERVICES[*service].0, SERVICES[*service].1).into(),
+                    "yes".into(),
                 )
             })
             .collect(),

@@ -24,7 +24,7 @@ pub(super) struct Party {
     pub(super) id: ContainerId,
     pub(super) name: String,
     pub(super) standing: Standing,
-    places: Vec<Place>,
+    places: Box<[Place]>,
     published: BTreeSet<Published>,
 }
 
@@ -41,7 +41,7 @@ impl Party {
 
     fn spots(&self) -> Vec<Spot> {
         let of = |place: &Place| {
-            let addresses = place.addresses.iter().copied().map(Spot::Address);
+            let addresses = place.endpoint.addresses().map(Spot::Address);
             addresses.chain(place.port.map(Spot::Port)).collect::<Vec<_>>()
         };
         self.places.iter().flat_map(of).collect()
@@ -51,9 +51,9 @@ impl Party {
     /// they are bound.
     pub(super) fn is_truth(&self, port: u32, mac: Mac, address: IpAddr) -> bool {
         self.places.iter().any(|place| {
-            let own =
-                place.addresses.contains(&address) || address == mac.link_local() || address.is_unspecified();
-            place.port == Some(port) && place.mac == Some(mac) && own
+            let is_its = place.endpoint.addresses().any(|it| it == address);
+            let own = is_its || address == mac.link_local() || address.is_unspecified();
+            place.port == Some(port) && place.endpoint.mac == Some(mac) && own
         })
     }
 }
@@ -135,10 +135,15 @@ impl Book {
                 from: now,
                 until: None,
             };
-            match spot {
-                Spot::Address(address) => self.addresses.entry(address).or_default().push(stay),
-                Spot::Port(port) => self.ports.entry(port).or_default().push(stay),
+            let stays = match spot {
+                Spot::Address(address) => self.addresses.entry(address).or_default(),
+                Spot::Port(port) => self.ports.entry(port).or_default(),
+            };
+            // It is nearly always one.
+            if stays.is_empty() {
+                stays.reserve_exact(1);
             }
+            stays.push(stay);
         }
         for port in &party.published {
             let behind = self
@@ -208,6 +213,7 @@ fn at(stays: &[Stay], when: Instant) -> Option<&Arc<Party>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inventory::Endpoint;
 
     fn id(name: &str) -> ContainerId {
         ContainerId(name.repeat(64).into())
@@ -217,11 +223,13 @@ mod tests {
         Some(Resident {
             name: name.to_owned(),
             standing: Standing::Unmanaged,
-            places: vec![Place {
-                mac: None,
-                addresses: vec![address.parse().unwrap()],
+            places: Box::new([Place {
+                endpoint: Endpoint {
+                    ipv4: Some(address.parse().unwrap()),
+                    ..Endpoint::default()
+                },
                 port: Some(port),
-            }],
+            }]),
             published: BTreeSet::new(),
         })
     }

@@ -313,6 +313,7 @@ mod tests {
     use super::super::book::Book;
     use super::super::resolve::{Patience, Resolved, resolve};
     use super::*;
+    use crate::inventory::Endpoint;
     use crate::kernel::nflog::{Logged, LoggedBody};
     use crate::model::Standing;
     use crate::net::{Traffic, Transport};
@@ -327,11 +328,13 @@ mod tests {
         let resident = |number: u32| Resident {
             name: format!("c{number}"),
             standing: Standing::Unmanaged,
-            places: vec![Place {
-                mac: None,
-                addresses: vec![at(number)],
+            places: Box::new([Place {
+                endpoint: Endpoint {
+                    ipv4: Some(Ipv4Addr::from(0x0a00_0000 + number)),
+                    ..Endpoint::default()
+                },
                 port: None,
-            }],
+            }]),
             published: BTreeSet::new(),
         };
         let containers = (2..containers + 2)

@@ -361,7 +361,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::inventory::{ContainerId, Published};
+    use crate::inventory::{ContainerId, Endpoint, Published};
     use crate::net::{Mac, Transport};
     use crate::plan::{Moves, Place, Resident};
 
@@ -375,11 +375,14 @@ mod tests {
         let resident = |name: &str, last: u8, mac, port, published: &[u16]| Resident {
             name: name.to_owned(),
             standing: Standing::Unmanaged,
-            places: vec![Place {
-                mac: Some(mac),
-                addresses: [IpAddr::from(Ipv4Addr::new(10, 0, 0, last))].into(),
+            places: Box::new([Place {
+                endpoint: Endpoint {
+                    mac: Some(mac),
+                    ipv4: Some(Ipv4Addr::new(10, 0, 0, last)),
+                    ipv6: None,
+                },
                 port: Some(port),
-            }],
+            }]),
             published: published
                 .iter()
                 .map(|host_port| Published {

@@ -76,11 +76,11 @@ mod tests {
         Container {
             id: ContainerId(number.to_string().into()),
             name: format!("c{number}"),
-            image: String::new(),
-            labels: BTreeMap::new(),
+            image: "".into(),
+            labels: Default::default(),
             lifecycle: Lifecycle::Running,
             network_mode: NetworkMode::Own,
-            endpoints: BTreeMap::from([(NetworkId("n".into()), endpoint)]),
+            endpoints: [(NetworkId("n".into()), endpoint)].into_iter().collect(),
             published: BTreeSet::new(),
             facts: Facts::default(),
         }

@@ -14,15 +14,15 @@ fn container(number: usize) -> Container {
     Container {
         id: ContainerId(format!("{number:064x}").into()),
         name: format!("c{number}"),
-        image: "i:1".to_owned(),
-        labels: BTreeMap::new(),
+        image: "i:1".into(),
+        labels: Default::default(),
         lifecycle: Lifecycle::Running,
         network_mode: if number == 7 {
             NetworkMode::Host
         } else {
             NetworkMode::Own
         },
-        endpoints: BTreeMap::new(),
+        endpoints: Default::default(),
         published: BTreeSet::new(),
         facts: Facts::default(),
     }

@@ -206,6 +206,8 @@ struct Daemon {
     newer: Changes,
     /// Whether the engine was listed at least once: before that, rules of an earlier run are left alone.
     listed: bool,
+    /// Whether what a listing needed for a moment was not given back to the system yet.
+    needs_giving_back: bool,
     /// Whether one of those listings asked for each container what it may do.
     knows_powers: bool,
     exhausted: Option<PoolExhausted>,
@@ -359,6 +361,7 @@ impl Daemon {
             reader,
             newer: Changes::default(),
             listed: false,
+            needs_giving_back: false,
             knows_powers: false,
             exhausted: None,
             endings,

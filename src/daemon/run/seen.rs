@@ -168,6 +168,7 @@ impl Daemon {
     fn take_listing(&mut self, listing: Listing, began: Moment) -> Cause {
         self.planner.reset_except(listing, began, self.newer.clone());
         self.listed = true;
+        self.needs_giving_back = true;
         fault::point("listed");
         self.engine_missing = None;
         self.reading_failures = (0, String::new());

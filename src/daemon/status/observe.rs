@@ -114,9 +114,8 @@ fn are_proven(proven: &BTreeSet<IpAddr>, addresses: impl Iterator<Item = IpAddr>
 fn proven(planner: &Planner, container: &ContainerId) -> BTreeSet<IpAddr> {
     planner
         .ledger()
-        .claim(&Owner::Container(container.clone()))
-        .into_iter()
-        .flat_map(|claim| claim.keys())
+        .claimed(&Owner::Container(container.clone()))
+        .iter()
         .filter(|element| planner.ledger().is_applied(element))
         .filter_map(|(_, key)| match key {
             Key::Binding4(_, _, address) => Some(IpAddr::V4(*address)),

@@ -17,10 +17,10 @@ fn container(n: u8) -> Container {
         id: container_id(n),
         name: format!("c{n}"),
         image: "shop/api:1".into(),
-        labels: BTreeMap::new(),
+        labels: Default::default(),
         lifecycle: Lifecycle::Stopped,
         network_mode: NetworkMode::Own,
-        endpoints: BTreeMap::new(),
+        endpoints: Default::default(),
         published: BTreeSet::new(),
         facts: Facts::default(),
     }
@@ -104,7 +104,7 @@ fn an_endpoint_waits_for_its_container_and_counts_for_nobody_else() {
 
     inventory.upsert_container(container(2));
     let known = &inventory.containers()[&container_id(2)];
-    assert_eq!(known.endpoints, BTreeMap::from([(network_id(1), live(9))]));
+    assert_eq!(known.endpoints, [(network_id(1), live(9))].into_iter().collect());
     assert_eq!(known.lifecycle, Lifecycle::Running);
     assert_eq!(inventory.unknown_containers().count(), 0);
 }

@@ -103,8 +103,8 @@ fn key(container: &Container, numbered: &BTreeMap<String, String>) -> Option<Key
     let label = |key| container.labels.get(key).filter(|value| !value.is_empty());
     if let (Some(project), Some(service)) = (label(PROJECT), label(SERVICE)) {
         return Some(Key::Compose {
-            project: project.clone(),
-            service: service.clone(),
+            project: project.to_string(),
+            service: service.to_string(),
         });
     }
     if let Some(prefix) = numbered.get(&container.name) {

@@ -240,7 +240,7 @@ impl Scope {
     /// Whether a container lies within.
     pub fn contains(&self, container: &Container, networks: &BTreeMap<NetworkId, Network>) -> bool {
         let project = container.labels.get(groups::PROJECT);
-        let in_project = self.projects.is_empty() || project.is_some_and(|it| self.projects.contains(it));
+        let in_project = self.projects.is_empty() || project.is_some_and(|it| self.projects.contains(&**it));
         let names = || container.endpoints.keys().filter_map(|id| networks.get(id));
         let on_network =
             self.networks.is_empty() || names().any(|network| self.networks.contains(&network.name));

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::against::missing;
 use super::document::{Document, documents};
 use super::*;
-use crate::inventory::{Endpoint, Facts, Lifecycle, NetworkId, NetworkKind, NetworkMode, Published};
+use crate::inventory::{Endpoint, Facts, Labels, Lifecycle, NetworkId, NetworkKind, NetworkMode, Published};
 use crate::model::{Standing, standing};
 use crate::net::{IcmpType, Mac, PortRange};
 use crate::policy::{Loaded, SourceFile, load};
@@ -37,10 +37,10 @@ fn network() -> Network {
 
 /// A running container: its name, and the Compose project and service, where it has them.
 fn container(number: usize, name: &str, compose: Option<(&str, &str)>) -> Container {
-    let mut labels = BTreeMap::new();
+    let mut labels = Labels::default();
     if let Some((project, service)) = compose {
-        labels.insert(groups::PROJECT.to_owned(), project.to_owned());
-        labels.insert("com.docker.compose.service".to_owned(), service.to_owned());
+        labels.insert(groups::PROJECT.into(), project.into());
+        labels.insert("com.docker.compose.service".into(), service.into());
     }
     let endpoint = Endpoint {
         mac: Some(Mac([2, 0, 0, 0, 0, u8::try_from(number).unwrap()])),
@@ -53,11 +53,11 @@ fn container(number: usize, name: &str, compose: Option<(&str, &str)>) -> Contai
     Container {
         id: id(number),
         name: name.to_owned(),
-        image: "probe:1".to_owned(),
+        image: "probe:1".into(),
         labels,
         lifecycle: Lifecycle::Running,
         network_mode: NetworkMode::Own,
-        endpoints: BTreeMap::from([(network().id, endpoint)]),
+        endpoints: [(network().id, endpoint)].into_iter().collect(),
         published: BTreeSet::new(),
         facts: Facts::default(),
     }

@@ -21,10 +21,10 @@ fn container(name: &str, mode: NetworkMode, powers: &[Power]) -> Container {
         id: ContainerId(name.into()),
         name: name.into(),
         image: "i".into(),
-        labels: BTreeMap::new(),
+        labels: Default::default(),
         lifecycle: Lifecycle::Running,
         network_mode: mode,
-        endpoints: BTreeMap::new(),
+        endpoints: Default::default(),
         published: BTreeSet::new(),
         facts: Facts {
             powers: Some(powers.iter().cloned().collect()),

@@ -51,8 +51,8 @@ fn container(name: &str, attached: &[(&Network, &str)]) -> Container {
     Container {
         id: ContainerId(name.into()),
         name: name.to_owned(),
-        image: String::new(),
-        labels: BTreeMap::new(),
+        image: "".into(),
+        labels: Default::default(),
         lifecycle: Lifecycle::Stopped,
         network_mode: NetworkMode::Own,
         endpoints: attached.iter().map(endpoint).collect(),

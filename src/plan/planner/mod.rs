@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use litemap::LiteMap;
 
 use crate::inventory::links::{Links, Occupants, Port};
 use crate::inventory::{
@@ -108,7 +109,7 @@ impl Plan {
 pub struct Moment(u64);
 
 /// The moment at which the last reading of each live endpoint began.
-pub(super) type Readings = BTreeMap<ContainerId, BTreeMap<NetworkId, Moment>>;
+pub(super) type Readings = BTreeMap<ContainerId, LiteMap<NetworkId, Moment>>;
 
 /// Something in the kernel that does not fit what the engine said, or the other way round. It is so for an instant at each
 /// start and stop; where it stays, an event was lost.

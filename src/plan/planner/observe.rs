@@ -253,7 +253,7 @@ impl Planner {
 
     /// When each endpoint of a container was last read, this reading among them. What was seen before the container was known
     /// is kept with it.
-    fn note_reading(&mut self, container: &Container, began: Moment) -> BTreeMap<NetworkId, Moment> {
+    fn note_reading(&mut self, container: &Container, began: Moment) -> LiteMap<NetworkId, Moment> {
         let mut readings = self.readings.get(&container.id).cloned().unwrap_or_default();
         for (network, _) in container.endpoints.iter().filter(|(_, it)| it.is_live()) {
             let before = readings.get(network).copied();

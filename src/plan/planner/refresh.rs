@@ -227,8 +227,8 @@ impl Planner {
         let mut claimed = BTreeSet::new();
         for owner in containers.chain(networks).chain(bridges).chain(ports) {
             let claim = self.claim(&owner);
-            let before = self.ledger.claim(&owner).map(View::addresses).unwrap_or_default();
-            let now = View::addresses(&claim);
+            let before = View::addresses(self.ledger.claimed(&owner));
+            let now = View::addresses(claim.keys());
             self.endings.released.extend(before.difference(&now));
             claimed.extend(now.difference(&before).copied());
             self.ledger.set(&owner, claim);

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::inventory::Published;
-use crate::net::Mac;
 
 /// A container, as far as packets show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,15 +9,14 @@ pub struct Resident {
     pub name: String,
     pub standing: Standing,
     /// On bridge networks.
-    pub places: Vec<Place>,
+    pub places: Box<[Place]>,
     pub published: BTreeSet<Published>,
 }
 
 /// A live endpoint of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    pub mac: Option<Mac>,
-    pub addresses: Vec<IpAddr>,
+    pub endpoint: Endpoint,
     /// The bridge port that leads to it, once that is known.
     pub port: Option<u32>,
 }
@@ -73,8 +71,7 @@ impl Planner {
             endpoint.is_live() && network.is_some_and(|it| matches!(it.kind, NetworkKind::Bridge(_)))
         });
         let places = on_bridges.map(|(network, endpoint)| Place {
-            mac: endpoint.mac,
-            addresses: endpoint.addresses().collect(),
+            endpoint: endpoint.clone(),
             port: view.port_of(&container.id, network, endpoint),
         });
         let standing = self.standings.get(&container.id);

@@ -121,11 +121,11 @@ impl Scene {
         let container = Container {
             id: id(name),
             name: name.to_owned(),
-            image: String::new(),
-            labels: BTreeMap::from([("service".to_owned(), service.to_owned())]),
+            image: "".into(),
+            labels: [("service".into(), service.into())].into_iter().collect(),
             lifecycle: Lifecycle::Running,
             network_mode: NetworkMode::Own,
-            endpoints: BTreeMap::from([(network(), endpoint)]),
+            endpoints: [(network(), endpoint)].into_iter().collect(),
             published: BTreeSet::new(),
             facts: Facts::default(),
         };

@@ -5,6 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
+
+use litemap::LiteMap;
 
 use super::pattern::Pattern;
 
@@ -36,8 +39,8 @@ impl Requirement {
         }
     }
 
-    pub(super) fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
-        let value = labels.get(&self.key);
+    pub(super) fn holds(&self, labels: &LiteMap<Arc<str>, Arc<str>>) -> bool {
+        let value = labels.get(self.key.as_str()).map(Arc::as_ref);
         match &self.test {
             Test::In(values) => value.is_some_and(|value| values.contains(value)),
             Test::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
@@ -299,7 +302,7 @@ mod tests {
     fn holds(selector: &str, labels: &[(&str, &str)]) -> bool {
         let labels = labels
             .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .map(|(key, value)| ((*key).into(), (*value).into()))
             .collect();
         parse(selector)
             .unwrap()

@@ -274,8 +274,6 @@ fn is_wild_char(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn built(build: impl FnOnce(&mut Builder)) -> Selector {
@@ -291,9 +289,9 @@ mod tests {
             builder.name("shop-web-*").unwrap();
             builder.image("nginx:*").unwrap();
         });
-        let labels: BTreeMap<String, String> = [(COMPOSE_PROJECT, "shop"), (COMPOSE_SERVICE, "web")]
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .into();
+        let labels = [(COMPOSE_PROJECT, "shop"), (COMPOSE_SERVICE, "web")];
+        let labels = labels.map(|(key, value)| (key.into(), value.into()));
+        let labels = labels.into_iter().collect();
         let subject = Subject {
             name: "shop-web-1",
             image: "nginx",
@@ -308,7 +306,7 @@ mod tests {
             image: "caddy",
             ..subject
         }));
-        let labels = BTreeMap::new();
+        let labels = Default::default();
         assert!(!selector.matches(Subject {
             labels: &labels,
             ..subject

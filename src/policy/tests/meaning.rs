@@ -1,6 +1,6 @@
 //! What policies mean for connections and containers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::*;
 use crate::net::{Family, Traffic, Transport};
@@ -61,10 +61,8 @@ fn a_policy_means_what_it_says() {
 fn containers_belong_to_services_of_one_segment() {
     let policy = valid(&[SHOP, OPS]);
     let of = |name: &str, image: &str, labels: &[(&str, &str)]| {
-        let labels: BTreeMap<String, String> = labels
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect();
+        let labels = labels.iter().map(|(key, value)| ((*key).into(), (*value).into()));
+        let labels = labels.collect();
         policy.services_of(Subject {
             name,
             image,

@@ -92,8 +92,8 @@ impl Dice {
         Container {
             name: id.0.to_string(),
             id,
-            image: String::new(),
-            labels: BTreeMap::from([("service".to_owned(), service.to_owned())]),
+            image: "".into(),
+            labels: [("service".into(), service.into())].into_iter().collect(),
             lifecycle: [Lifecycle::Running, Lifecycle::Stopped][self.roll(2)],
             endpoints: attached,
             published: self.one_in(3).then_some(port).into_iter().collect(),
