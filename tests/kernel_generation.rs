@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cofferdam::kernel::elements::Elements;
 use cofferdam::kernel::generation::{Generation, GenerationEvent, GenerationWatch, Touched};
-use cofferdam::plan::ruleset::{ElementAction, ElementChange, Key, SetName, SetRef, TableFamily};
+use cofferdam::plan::ruleset::{ChainName, ElementAction, ElementChange, Key, SetName, SetRef, TableFamily};
 use netns::{run_async, sh};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -105,6 +105,55 @@ fn what_a_transaction_did_to_our_tables_is_told_and_whose_it_was() {
             // The same rule in the place of the first is another one.
             sh("nft flush chain inet cofferdam c; nft add rule inet cofferdam c accept");
             assert_ne!(elements.structure().unwrap(), digest);
+        },
+    );
+}
+
+#[test]
+fn chains_that_are_read_again_are_read_as_with_all_others() {
+    run_async(
+        "chains_that_are_read_again_are_read_as_with_all_others",
+        || async {
+            sh(
+                "nft 'add table inet cofferdam; add table bridge cofferdam; add table inet other; \
+                 add chain inet cofferdam c { type filter hook forward priority 0; }; add chain inet cofferdam d; \
+                 add chain inet other d; add rule inet other d accept; \
+                 add rule inet cofferdam c jump d; add rule inet cofferdam d accept comment \"first\"; \
+                 add rule inet cofferdam d drop; add chain bridge cofferdam d; add rule bridge cofferdam d accept'",
+            );
+            let mut elements = Elements::open().unwrap();
+            let mut digest = elements.structure().unwrap();
+            let chain = |family, name: &str| (family, ChainName::from(name));
+            let (c, d) = (chain(TableFamily::Inet, "c"), chain(TableFamily::Inet, "d"));
+            for (commands, changed) in [
+                ("add rule inet cofferdam d reject", vec![d.clone()]),
+                (
+                    "flush chain inet cofferdam c; flush chain inet cofferdam d",
+                    vec![c, d.clone()],
+                ),
+                (
+                    "add chain inet cofferdam e; add rule inet cofferdam e drop",
+                    vec![chain(TableFamily::Inet, "e")],
+                ),
+                ("delete chain inet cofferdam d", vec![d.clone()]),
+                (
+                    "flush chain bridge cofferdam d",
+                    vec![chain(TableFamily::Bridge, "d")],
+                ),
+                ("add rule inet other d accept", Vec::new()),
+            ] {
+                sh(&format!("nft '{commands}'"));
+                let whole = elements.structure().unwrap();
+                assert_eq!(digest == whole, changed.is_empty(), "{commands}");
+                let changed = changed.into_iter().collect();
+                elements.structure_of(&changed, &mut digest).unwrap();
+                assert_eq!(digest, whole, "{commands}");
+            }
+            // What others change elsewhere is not taken for ours.
+            sh("nft 'add rule inet cofferdam c accept; add rule inet cofferdam e accept'");
+            let changed = [chain(TableFamily::Inet, "e")].into();
+            elements.structure_of(&changed, &mut digest).unwrap();
+            assert_ne!(digest, elements.structure().unwrap());
         },
     );
 }

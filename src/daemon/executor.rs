@@ -1,6 +1,6 @@
 //! Carries a plan out. Every decision was taken in the plan: here is only a `match`, and what went wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -21,9 +21,12 @@ use crate::kernel::nft::{Nft, NftError};
 use crate::plan::check;
 use crate::plan::networks::NetworkStep;
 use crate::plan::ruleset::{
-    ChainName, ElementAction, ElementChange, Hook, Ruleset, SetKind, SetRef, SetSpec, TableFamily,
+    ChainName, ElementAction, ElementChange, Hook, Ruleset, SetKind, SetRef, SetSpec, Step, TableFamily,
 };
 use crate::plan::{KernelStep, LinkStep, Plan, Planner};
+
+/// More chains than this are read back together with all others, which takes as long.
+const READ_SINGLY: usize = 512;
 
 /// Everything of the kernel that a plan is carried out with.
 #[derive(Debug)]
@@ -164,7 +167,7 @@ impl Kernel {
     /// # Errors
     /// When `nft` fails.
     pub async fn remove_tables(&self) -> Result<(), NftError> {
-        self.nft.apply(&[crate::plan::ruleset::Step::DeleteTables]).await
+        self.nft.apply(&[Step::DeleteTables]).await
     }
 
     /// Rules, then bridges and ports. What fails stays in the planner and comes again; where the kernel may hold something
@@ -201,7 +204,7 @@ impl Kernel {
             KernelStep::Structure(steps) => {
                 self.nft.apply(steps).await?;
                 fault::point("structure-changed");
-                self.left = Some(self.elements.structure()?);
+                self.read_back(steps)?;
             }
             KernelStep::Replace(steps) => {
                 let last = self.elements.generation()?;
@@ -279,6 +282,19 @@ impl Kernel {
             planner.deletions_applied(&deletions);
         }
         Err(error)
+    }
+
+    /// Reads what the transaction has left of the chains that it changed. What others do to any other chain stays a difference.
+    fn read_back(&mut self, steps: &[Step]) -> Result<(), ElementsError> {
+        let chains = steps.iter().filter_map(Step::chain);
+        let chains: BTreeSet<_> = chains.map(|(table, name)| (table, name.clone())).collect();
+        match &mut self.left {
+            Some(left) if chains.len() <= READ_SINGLY => self.elements.structure_of(&chains, left),
+            left => {
+                *left = Some(self.elements.structure()?);
+                Ok(())
+            }
+        }
     }
 
     fn verify_hooked(&mut self, ruleset: &Ruleset) -> Result<(), KernelError> {

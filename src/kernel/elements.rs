@@ -5,16 +5,16 @@
 
 mod counters;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use netlink_packet_core::NLM_F_CREATE;
-use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_packet_netfilter::nftables::{
-    ChainMessage, DataAttribute, GenMessage, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
-    SetElementAttribute, SetElementFlags, SetElementList, SetElementMessage, TableAttribute, TableMessage,
-    Verdict, VerdictAttribute,
+    ChainAttribute, ChainMessage, DataAttribute, GenMessage, ListAttribute, NfTablesMessage, RuleAttribute,
+    RuleMessage, SetElementAttribute, SetElementFlags, SetElementList, SetElementMessage, TableAttribute,
+    TableMessage, Verdict, VerdictAttribute,
 };
+use netlink_packet_netfilter::{NetfilterMessage, NetfilterProtoFamily};
 use nix::errno::Errno;
 use sha2::{Digest, Sha256};
 
@@ -190,12 +190,7 @@ impl Elements {
             if !self.table_is_awake(table).map_err(fail)? {
                 continue;
             }
-            let wanted = message(
-                family(table),
-                NfTablesMessage::GetChain(ChainMessage {
-                    attributes: Vec::new(),
-                }),
-            );
+            let wanted = chain_request(table, None);
             let chains = self.netfilter.dump(&wanted, parse_base_chain).map_err(fail)?;
             hooked.extend(chains.into_iter().map(|(chain, hook)| ((table, chain), hook)));
         }
@@ -205,35 +200,59 @@ impl Elements {
     /// A digest of our tables' chains and rules, as the kernel holds them: each chain's hook and policy, each rule's
     /// handle and expressions, in their order. Elements and counters' values are no part of it.
     pub fn structure(&mut self) -> Result<StructureDigest, ElementsError> {
-        let mut digest = Sha256::new();
+        let mut digest = StructureDigest::default();
         for table in TableFamily::ALL {
-            let fail = |source| ElementsError::Structure {
-                family: table.as_str(),
-                source,
-            };
-            digest.update([u8::from(self.table_is_awake(table).map_err(fail)?)]);
-            let chains = NfTablesMessage::GetChain(ChainMessage {
-                attributes: Vec::new(),
-            });
-            let chains = message(family(table), chains);
-            let chains = self
-                .netfilter
-                .dump(&chains, |payload| our_attributes(payload, &CHAIN_IDENTITY));
-            for chain in chains.map_err(fail)? {
-                digest.update(chain);
+            let fail = structure_error(table);
+            if self.table_is_awake(table).map_err(fail)? {
+                digest.awake.insert(table);
             }
-            let rules = NfTablesMessage::GetRule(RuleMessage {
-                attributes: vec![RuleAttribute::Table(TABLE.to_owned())],
+            let chains = self.netfilter.dump(&chain_request(table, None), chain_identity);
+            let mut read: BTreeMap<String, Sha256> = chains.map_err(fail)?.into_iter().collect();
+            let rules = self.netfilter.dump(&rules_request(table, None), |payload| {
+                const NFTA_RULE_CHAIN: u16 = 2;
+                let chain = text_attribute(payload, NFTA_RULE_CHAIN)?.to_owned();
+                Some((chain, our_attributes(payload, &RULE_IDENTITY)?))
             });
-            let rules = message(family(table), rules);
+            for (chain, rule) in rules.map_err(fail)? {
+                // One without its chain was made between the two listings.
+                read.entry(chain).or_default().update(rule);
+            }
+            let read = read.into_iter();
+            let read = read.map(|(name, chain)| ((table, name.as_str().into()), chain.finalize().into()));
+            digest.chains.extend(read);
+        }
+        Ok(digest)
+    }
+
+    /// Brings a digest up to date for these chains, as [`Self::structure`] would read them.
+    pub fn structure_of(
+        &mut self,
+        chains: &BTreeSet<(TableFamily, ChainName)>,
+        digest: &mut StructureDigest,
+    ) -> Result<(), ElementsError> {
+        for (table, name) in chains {
+            let fail = structure_error(*table);
+            let asked = self
+                .netfilter
+                .get(&chain_request(*table, Some(name)), chain_identity);
+            let mut chain = match asked {
+                Ok((_, chain)) => chain,
+                Err(NetlinkError::Refused(Errno::ENOENT)) => {
+                    digest.chains.remove(&(*table, name.clone()));
+                    continue;
+                }
+                Err(error) => return Err(fail(error)),
+            };
             let rules = self
                 .netfilter
-                .dump(&rules, |payload| our_attributes(payload, &RULE_IDENTITY));
-            for rule in rules.map_err(fail)? {
-                digest.update(rule);
-            }
+                .dump(&rules_request(*table, Some(name)), |payload| {
+                    our_attributes(payload, &RULE_IDENTITY)
+                });
+            rules.map_err(fail)?.iter().for_each(|rule| chain.update(rule));
+            let chain = chain.finalize().into();
+            digest.chains.insert((*table, name.clone()), chain);
         }
-        Ok(StructureDigest(digest.finalize().into()))
+        Ok(())
     }
 
     /// The number of the last transaction of anybody.
@@ -273,9 +292,12 @@ impl Elements {
     }
 }
 
-/// What our tables' chains and rules are, in 32 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StructureDigest([u8; 32]);
+/// What our tables' chains and rules are, in 32 bytes for each chain.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StructureDigest {
+    awake: BTreeSet<TableFamily>,
+    chains: BTreeMap<(TableFamily, ChainName), [u8; 32]>,
+}
 
 /// `NFTA_CHAIN_HANDLE`, `_NAME`, `_HOOK`, `_POLICY`, `_TYPE`, `_FLAGS`
 const CHAIN_IDENTITY: [u16; 6] = [2, 3, 4, 5, 7, 10];
@@ -293,6 +315,47 @@ fn our_attributes(payload: &[u8], wanted: &[u16]) -> Option<Vec<u8>> {
         bytes.extend(value);
     }
     Some(bytes)
+}
+
+/// A chain of ours, without its rules yet.
+fn chain_identity(payload: &[u8]) -> Option<(String, Sha256)> {
+    const NFTA_CHAIN_NAME: u16 = 3;
+    let digest = Sha256::new_with_prefix(our_attributes(payload, &CHAIN_IDENTITY)?);
+    Some((text_attribute(payload, NFTA_CHAIN_NAME)?.to_owned(), digest))
+}
+
+/// One chain of our table, or all chains of its family: the kernel cannot filter a listing of chains by table.
+fn chain_request(table: TableFamily, name: Option<&ChainName>) -> NetfilterMessage {
+    let name = name.map(|name| {
+        [
+            ChainAttribute::Table(TABLE.to_owned()),
+            ChainAttribute::Name(name.as_str().to_owned()),
+        ]
+    });
+    let attributes = name.into_iter().flatten().collect();
+    message(
+        family(table),
+        NfTablesMessage::GetChain(ChainMessage { attributes }),
+    )
+}
+
+/// The rules of one chain, or of all.
+fn rules_request(table: TableFamily, chain: Option<&ChainName>) -> NetfilterMessage {
+    let chain = chain.map(|chain| RuleAttribute::Chain(chain.as_str().to_owned()));
+    let attributes = [RuleAttribute::Table(TABLE.to_owned())].into_iter().chain(chain);
+    message(
+        family(table),
+        NfTablesMessage::GetRule(RuleMessage {
+            attributes: attributes.collect(),
+        }),
+    )
+}
+
+fn structure_error(table: TableFamily) -> impl Fn(NetlinkError) -> ElementsError + Copy {
+    move |source| ElementsError::Structure {
+        family: table.as_str(),
+        source,
+    }
 }
 
 /// How many requests fit into one batch; at least one.

@@ -4,10 +4,10 @@
 //! are raw objects, because its `SetType` has neither `verdict` nor `iface_index`. Priorities are integers: nft 1.0.6
 //! silently makes a chain without a hook of a priority given as text.
 
-use std::borrow::Cow;
-
-use nftables::schema::{Chain, Counter, FlushObject, NfCmd, NfListObject, Rule, Table};
+use nftables::schema::{Chain, Counter, FlushObject, NfCmd, NfListObject, Table};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::statements::statement;
@@ -32,12 +32,17 @@ pub fn document(steps: &[Step]) -> serde_json::Result<Vec<u8>> {
     let parts = steps
         .chunk_by(are_alike)
         .flat_map(|alike| alike.chunks(MOST_ALIKE));
-    for (number, command) in parts.flat_map(commands).enumerate() {
-        if number > 0 {
+    for alike in parts {
+        if let [Step::AddRule(table, name, rule)] = alike {
+            serde_json::to_writer(&mut text, &add_rule(*table, name, rule)?)?;
             text.push(b',');
         }
-        serde_json::to_writer(&mut text, &command)?;
+        for command in commands(alike) {
+            serde_json::to_writer(&mut text, &command)?;
+            text.push(b',');
+        }
     }
+    text.pop_if(|last| *last == b',');
     text.extend_from_slice(b"]}");
     Ok(text)
 }
@@ -51,7 +56,7 @@ fn are_alike(one: &Step, next: &Step) -> bool {
     one.set == next.set && is_deletion(one) == is_deletion(next)
 }
 
-/// What one step is in nft, or several that are alike.
+/// What one step is in nft, or several that are alike; nothing for a rule, which [`add_rule`] is for.
 fn commands(alike: &[Step]) -> Vec<Value> {
     let Some(step) = alike.first() else {
         return Vec::new();
@@ -70,7 +75,7 @@ fn commands(alike: &[Step]) -> Vec<Value> {
                 *table, name, None,
             ))))]
         }
-        Step::AddRule(table, name, rule) => vec![add_rule(*table, name, rule)],
+        Step::AddRule(..) => Vec::new(),
         Step::Element(change) => vec![elements(change, alike)],
         Step::DeleteChain(table, name) => vec![delete(chain_object(*table, name, None))],
         Step::DeleteSet(set) => vec![delete_set(set)],
@@ -155,22 +160,37 @@ fn chain_object(table: TableFamily, name: &ChainName, hook: Option<Hook>) -> NfL
     NfListObject::Chain(chain(table, name, hook))
 }
 
-/// `add rule inet cofferdam CHAIN … comment "…"`
-fn add_rule(table: TableFamily, chain: &ChainName, rule: &ruleset::Rule) -> Value {
-    let mut command = add(NfListObject::Rule(Rule {
-        family: family(table),
-        table: TABLE.into(),
-        chain: chain.as_str().into(),
-        expr: Cow::default(),
-        handle: None,
-        index: None,
-        comment: rule.comment.as_deref().map(|text| comment(text).into()),
-    }));
-    let statements: Vec<Value> = rule.statements.iter().map(statement).collect();
-    if let Some(expr) = command.pointer_mut("/add/rule/expr") {
-        *expr = json!(statements);
-    }
-    command
+/// `add rule inet cofferdam CHAIN … comment "…"`. Of the most numerous command no tree is made.
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum AddRule<'a> {
+    Add { rule: Rule<'a> },
+}
+
+#[derive(Serialize)]
+struct Rule<'a> {
+    family: &'a str,
+    table: &'a str,
+    chain: &'a str,
+    expr: Vec<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comment: Option<String>,
+}
+
+fn add_rule<'a>(
+    table: TableFamily,
+    chain: &'a ChainName,
+    rule: &ruleset::Rule,
+) -> serde_json::Result<AddRule<'a>> {
+    let statements = rule.statements.iter().map(statement);
+    let rule = Rule {
+        family: table.as_str(),
+        table: TABLE,
+        chain: chain.as_str(),
+        expr: statements.collect::<serde_json::Result<_>>()?,
+        comment: rule.comment.as_deref().map(comment),
+    };
+    Ok(AddRule::Add { rule })
 }
 
 /// A comment within nft's limit. With a quotation mark within, what nft lists could not be loaded again.

@@ -8,6 +8,7 @@ use nftables::expr::{
     BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Range, SetItem,
 };
 use nftables::stmt::{Counter, JumpTarget, Log, Mangle, Match, Operator, Statement as Nft, VerdictMap};
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use crate::net::{AddressSet, Family, PortRange, Transport};
@@ -18,17 +19,19 @@ use crate::plan::ruleset::{
 /// The bytes of a packet that a log message carries: enough for every header.
 const SNAPLEN: u32 = 128;
 
-/// A statement as JSON. The types have text keys only, so that this cannot fail; if it did, nft would refuse the rule, and
-/// with it the transaction.
-pub(super) fn statement(statement: &Statement) -> Value {
+/// A statement as the text of its JSON.
+///
+/// # Errors
+/// None that is known: everything has text keys.
+pub(super) fn statement(statement: &Statement) -> serde_json::Result<Box<RawValue>> {
     let typed = match statement {
-        Statement::Before(end) => return before(*end),
+        Statement::Before(end) => return to_raw_value(&before(*end)),
         Statement::Share {
             of,
             set,
             per_second,
             burst,
-        } => return share(*of, set, *per_second, *burst),
+        } => return to_raw_value(&share(*of, set, *per_second, *burst)),
         Statement::Interface(side, interfaces) => interface(*side, interfaces),
         Statement::Port(side, set) => equal(meta(side_of(*side, MetaKey::Iif, MetaKey::Oif)), in_set(set)),
         Statement::Address(side, family, addresses) => address(*side, *family, addresses),
@@ -61,7 +64,7 @@ pub(super) fn statement(statement: &Statement) -> Value {
         Statement::Goto(chain) => goto(chain),
         Statement::Jump(chain) => Nft::Jump(target(chain)),
     };
-    serde_json::to_value(typed).unwrap_or_else(|error| json!({ "unrenderable": error.to_string() }))
+    to_raw_value(&typed)
 }
 
 /// `meta time < "2026-12-01 00:00:00"`: a key that the `nftables` crate does not have. As a number it is in seconds since the

@@ -80,6 +80,21 @@ impl ServiceNetworks {
         networks
     }
 
+    /// The services whose containers may join other networks under the other's policy.
+    pub fn differing(&self, other: &Self) -> BTreeSet<ServiceId> {
+        let callers = self.callees.keys().chain(other.callees.keys());
+        let callers = callers.filter(|it| self.callees.get(*it) != other.callees.get(*it));
+        let called = self.called.symmetric_difference(&other.called);
+        callers.chain(called).cloned().collect()
+    }
+
+    /// Goes over to the other's policy. The containers of services that are [differing](Self::differing) were taken out, and
+    /// come in again.
+    pub fn take_over(&mut self, other: Self) {
+        self.callees = other.callees;
+        self.called = other.called;
+    }
+
     /// Those that are called for, by service.
     pub fn wanted(&self) -> &BTreeMap<ServiceId, ServiceNetwork> {
         &self.wanted

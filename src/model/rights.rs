@@ -41,6 +41,14 @@ impl Rights {
         self.all_in_audit(identity.services())
     }
 
+    /// Whether every container stands the same under both, and every network is guarded or not under both: they differ in their
+    /// edges, externals and modes at most.
+    pub fn stand_as(&self, other: &Self) -> bool {
+        self.unmanaged == other.unmanaged
+            && self.unenforceable == other.unenforceable
+            && self.policy.selects_as(&other.policy)
+    }
+
     fn all_in_audit(&self, services: &BTreeSet<ServiceId>) -> bool {
         let in_audit = |id| {
             self.policy

@@ -82,62 +82,73 @@ fn accepts(chain: &Chain) -> bool {
 
 /// What a chain refers to and the table does not have.
 fn dangling(table: &Table, chain: &Chain) -> BTreeSet<String> {
-    let no_chain = |name: &ChainName| {
-        (!table.chains.contains_key(name)).then(|| format!("goes to {name}, which is missing"))
-    };
-    let no_set = |name: &SetName| {
-        (!table.sets.contains_key(name)).then(|| format!("looks into {name}, which is missing"))
-    };
-    let no_counter = |name: &CounterName| {
-        (!table.counters.contains(name)).then(|| format!("counts in {name}, which is missing"))
-    };
-    let missing = |statement: &Statement| -> Vec<Option<String>> {
-        use super::ruleset::{Addresses, Interfaces};
-        match statement {
-            Statement::Goto(chain) | Statement::Jump(chain) => vec![no_chain(chain)],
-            Statement::ConnectionState { established, related } => {
-                vec![no_chain(established), no_chain(related)]
+    let mut missing = BTreeSet::new();
+    for statement in chain.rules.iter().flat_map(|rule| &rule.statements) {
+        named_in(statement, |named| match named {
+            Named::Chain(name) if !table.chains.contains_key(name) => {
+                missing.insert(format!("goes to {name}, which is missing"));
             }
-            Statement::EtherTypeMap(chains) => chains.values().map(no_chain).collect(),
-            Statement::Interface(_, Interfaces::In(set) | Interfaces::NotIn(set))
-            | Statement::Address(_, _, Addresses::In(set))
-            | Statement::AddressMap(_, _, set)
-            | Statement::Service(_, _, set)
-            | Statement::HostPort(set)
-            | Statement::Port(_, set)
-            | Statement::ArpAddress(_, set)
-            | Statement::EtherSource(set)
-            | Statement::Binding(_, set)
-            | Statement::Share { set, .. } => vec![no_set(set)],
-            Statement::Counter(counter) => vec![no_counter(counter)],
-            Statement::Interface(_, Interfaces::Like(_))
-            | Statement::Address(_, _, Addresses::Ranges(_))
-            | Statement::EtherType(_)
-            | Statement::Ports(_)
-            | Statement::Icmp(..)
-            | Statement::OnLink
-            | Statement::Translated
-            | Statement::Protocol(_)
-            | Statement::SentByRoot
-            | Statement::Before(_)
-            | Statement::Stamped(_)
-            | Statement::Stamp(_)
-            | Statement::Log { .. }
-            | Statement::Accept
-            | Statement::Drop => Vec::new(),
+            Named::Set(name) if !table.sets.contains_key(name) => {
+                missing.insert(format!("looks into {name}, which is missing"));
+            }
+            Named::Counter(name) if !table.counters.contains(name) => {
+                missing.insert(format!("counts in {name}, which is missing"));
+            }
+            Named::Chain(_) | Named::Set(_) | Named::Counter(_) => {}
+        });
+    }
+    missing
+}
+
+/// What of its table a statement needs.
+enum Named<'a> {
+    Chain(&'a ChainName),
+    Set(&'a SetName),
+    Counter(&'a CounterName),
+}
+
+fn named_in(statement: &Statement, mut name: impl FnMut(Named<'_>)) {
+    use super::ruleset::{Addresses, Interfaces};
+    match statement {
+        Statement::Goto(chain) | Statement::Jump(chain) => name(Named::Chain(chain)),
+        Statement::ConnectionState { established, related } => {
+            name(Named::Chain(established));
+            name(Named::Chain(related));
         }
-    };
-    chain
-        .rules
-        .iter()
-        .flat_map(|rule| &rule.statements)
-        .flat_map(missing)
-        .flatten()
-        .collect()
+        Statement::EtherTypeMap(chains) => chains.values().for_each(|it| name(Named::Chain(it))),
+        Statement::Interface(_, Interfaces::In(set) | Interfaces::NotIn(set))
+        | Statement::Address(_, _, Addresses::In(set))
+        | Statement::AddressMap(_, _, set)
+        | Statement::Service(_, _, set)
+        | Statement::HostPort(set)
+        | Statement::Port(_, set)
+        | Statement::ArpAddress(_, set)
+        | Statement::EtherSource(set)
+        | Statement::Binding(_, set)
+        | Statement::Share { set, .. } => name(Named::Set(set)),
+        Statement::Counter(counter) => name(Named::Counter(counter)),
+        Statement::Interface(_, Interfaces::Like(_))
+        | Statement::Address(_, _, Addresses::Ranges(_))
+        | Statement::EtherType(_)
+        | Statement::Ports(_)
+        | Statement::Icmp(..)
+        | Statement::OnLink
+        | Statement::Translated
+        | Statement::Protocol(_)
+        | Statement::SentByRoot
+        | Statement::Before(_)
+        | Statement::Stamped(_)
+        | Statement::Stamp(_)
+        | Statement::Log { .. }
+        | Statement::Accept
+        | Statement::Drop => {}
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::model::Rights;
     use crate::plan::compile::{Options, compile};
@@ -167,7 +178,7 @@ mod tests {
         assert!(!damage(&|table| drop(chain(table, "deny"))).is_empty());
         let open_ended = damage(&|table| {
             let mut governed = chain(table, "governed");
-            governed.rules.pop();
+            Arc::make_mut(&mut governed).rules.pop();
             table.chains.insert(ChainName::from("governed"), governed);
         });
         assert!(
@@ -176,7 +187,7 @@ mod tests {
         );
         let accepting = damage(&|table| {
             let mut governed = chain(table, "governed");
-            governed.rules[0].statements = vec![Statement::Accept];
+            Arc::make_mut(&mut governed).rules[0].statements = vec![Statement::Accept];
             table.chains.insert(ChainName::from("governed"), governed);
         });
         assert!(accepting[0].contains("accepts by itself"), "{accepting:?}");

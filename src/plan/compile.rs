@@ -9,13 +9,15 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::names::{self, chain};
 use super::ruleset::{
-    Addresses, Chain, ChainName, Rule, Ruleset, SetKind, SetName, SetRef, SetSpec, Side, Statement, Table,
+    Addresses, Chain, ChainName, CounterName, Rule, Ruleset, SetKind, SetSpec, Side, Statement, Table,
     TableFamily,
 };
-use super::skeleton::{address_key, bridge_table, goto, inet_skeleton, rule};
+use super::skeleton::{address_key, bridge_table, inet_skeleton, rule};
+use super::structure::{BothFamilies, Grant, Structure, shared};
 use crate::model::{Identity, Rights};
 use crate::net::{AddressSet, Family, PortRange, Transport};
 use crate::policy::{Edge, Peer, Ports, ServiceId};
@@ -33,90 +35,70 @@ pub struct Options {
     pub nflog_group: u16,
 }
 
-/// The structure, and who may call whom: what an endpoint's elements are made from.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Structure {
-    pub ruleset: Ruleset,
-    /// For each identity, the identities that some edge lets it call.
-    pub callees: BTreeMap<Identity, BTreeSet<Identity>>,
-    /// The identities that have a chain for what the host calls.
-    pub from_host: BTreeSet<Identity>,
-    /// The identities that have a chain for what they call of the host.
-    pub to_host: BTreeSet<Identity>,
-    /// The identities at which passes what no edge permits.
-    pub audited: BTreeSet<Identity>,
-}
-
-impl Structure {
-    /// Whether the identity has its chains.
-    pub fn knows(&self, identity: &Identity) -> bool {
-        self.callees.contains_key(identity)
-    }
-
-    /// A set by its name, which is the structure's own where there is such a set.
-    pub(super) fn set(&self, table: TableFamily, name: SetName) -> SetRef {
-        let set = match self.ruleset.tables.get(&table) {
-            Some(table) => shared(&table.sets, name),
-            None => name,
-        };
-        SetRef { table, set }
-    }
-
-    /// A chain's name, which is the structure's own where there is such a chain.
-    pub(super) fn chain(&self, name: ChainName) -> ChainName {
-        match self.ruleset.tables.get(&TableFamily::Inet) {
-            Some(table) => shared(&table.chains, name),
-            None => name,
-        }
-    }
-}
-
-/// The map's own key where it has an equal one: thousands of elements name the same set and the same chain.
-pub(super) fn shared<K: Ord + Clone, V>(map: &BTreeMap<K, V>, key: K) -> K {
-    match map.get_key_value(&key) {
-        Some((own, _)) => own.clone(),
-        None => key,
-    }
-}
-
 /// Compiles the structure for the identities that exist on this host.
 pub fn compile(rights: &Rights, identities: &BTreeSet<Identity>, options: Options) -> Structure {
-    let grants = Grants::new(rights, identities);
-    let audited: BTreeSet<Identity> = identities
-        .iter()
-        .filter(|it| rights.is_audited(it))
-        .cloned()
-        .collect();
     let mut inet = inet_skeleton(rights.unmanaged, options);
-    for identity in identities {
-        add_identity(&mut inet, identity, &grants, audited.contains(identity));
+    let edges: Vec<Counted<'_>> = rights.policy.edges.iter().map(Counted::new).collect();
+    let parties = parties(rights, identities, &edges);
+    let common = Common::of(&inet);
+    let callers: Vec<BothFamilies> = parties.iter().map(|it| names::callers(&it.slug)).collect();
+    let mut granted: Vec<Vec<Grant>> = vec![Vec::new(); parties.len()];
+    // Nearly in the order of their names: a map is made fastest of what is in order.
+    let mut chains = Vec::from_iter(std::mem::take(&mut inet.chains));
+    let mut add = |name: ChainName, rules: Vec<Rule>| {
+        chains.push((name.clone(), Arc::new(Chain { hook: None, rules })));
+        Some(name)
+    };
+    let mut give = |number: usize, sets: &BothFamilies, goto: Option<ChainName>| {
+        let sets = sets.clone();
+        granted[number].push(Grant { sets, goto });
+    };
+    for (number, party) in parties.iter().enumerate() {
+        let goto = add(
+            names::inbound(&party.slug),
+            inbound(party, &callers[number], &common),
+        );
+        give(number, &common.into, goto);
     }
-    for ((from, to), edges) in &grants.pairs {
-        let mut rules: Vec<Rule> = edges.iter().flat_map(|edge| edge_rules(&[], edge)).collect();
-        let both = audited.contains(from) && audited.contains(to);
-        rules.push(goto(if both { "audit" } else { "deny" }));
-        inet.chains
-            .insert(names::pair(from, to), Chain { hook: None, rules });
+    for (number, party) in parties.iter().enumerate() {
+        let goto = add(names::outbound(&party.slug), outbound(party, &common));
+        give(number, &common.outof, goto);
+        let hosts = [
+            (&party.from_host, &common.fromhost, names::from_host(&party.slug)),
+            (&party.to_host, &common.tohost, names::to_host(&party.slug)),
+        ];
+        for (edges, sets, name) in hosts {
+            if !edges.is_empty() || party.is_audited {
+                let goto = add(name, edges_alone(edges, party.is_audited, &common));
+                give(number, sets, goto);
+            }
+        }
+        if party.is_audited {
+            give(number, &common.audited, None);
+        }
+    }
+    for (number, from) in parties.iter().enumerate() {
+        for (callee, edges) in &from.callees {
+            let to = &parties[*callee];
+            let rules = edges_alone(edges, from.is_audited && to.is_audited, &common);
+            let goto = add(names::pair(&from.slug, &to.slug), rules);
+            give(number, &callers[*callee], goto);
+        }
+    }
+    inet.chains = chains.into_iter().collect();
+    let called = parties.iter().zip(&callers).filter(|(party, _)| party.is_called);
+    for (set, family) in called.flat_map(|(_, sets)| sets.iter().zip(Family::ALL)) {
+        let spec = SetSpec {
+            key: address_key(family),
+            kind: SetKind::Verdicts,
+            size: None,
+        };
+        inet.sets.insert(set.set.clone(), spec);
     }
     inet.counters
-        .extend(rights.policy.edges.iter().map(names::counter));
-
-    let mut callees: BTreeMap<Identity, BTreeSet<Identity>> = identities
-        .iter()
-        .map(|identity| (identity.clone(), BTreeSet::new()))
-        .collect();
-    for (from, to) in grants.pairs.keys() {
-        callees.entry((*from).clone()).or_default().insert((*to).clone());
-    }
-    let with_chain = |map: &BTreeMap<&Identity, Vec<&Edge>>| -> BTreeSet<Identity> {
-        let declared = map.keys().map(|it| (*it).clone());
-        declared.chain(audited.iter().cloned()).collect()
-    };
+        .append(&mut edges.iter().map(|it| it.counter.clone()).collect());
     Structure {
-        callees,
-        from_host: with_chain(&grants.from_host),
-        to_host: with_chain(&grants.to_host),
-        audited,
+        granted: identities.iter().cloned().zip(granted).collect(),
         ruleset: Ruleset {
             tables: BTreeMap::from([
                 (TableFamily::Inet, inet),
@@ -126,140 +108,171 @@ pub fn compile(rights: &Rights, identities: &BTreeSet<Identity>, options: Option
     }
 }
 
-/// The edges, sorted by the identities that they concern.
-#[derive(Default)]
-struct Grants<'a> {
-    pairs: BTreeMap<(&'a Identity, &'a Identity), BTreeSet<&'a Edge>>,
-    called: BTreeSet<&'a Identity>,
-    from_outside: BTreeMap<&'a Identity, Vec<(&'a Edge, Option<&'a AddressSet>)>>,
-    to_outside: BTreeMap<&'a Identity, Vec<(&'a Edge, Option<&'a AddressSet>)>>,
-    from_host: BTreeMap<&'a Identity, Vec<&'a Edge>>,
-    to_host: BTreeMap<&'a Identity, Vec<&'a Edge>>,
+/// What all identities' chains and elements lead to.
+struct Common {
+    pass: ChainName,
+    deny: ChainName,
+    audit: ChainName,
+    into: BothFamilies,
+    outof: BothFamilies,
+    fromhost: BothFamilies,
+    tohost: BothFamilies,
+    audited: BothFamilies,
 }
 
-impl<'a> Grants<'a> {
-    fn new(rights: &'a Rights, identities: &'a BTreeSet<Identity>) -> Self {
-        let mut having: BTreeMap<&ServiceId, Vec<&Identity>> = BTreeMap::new();
-        for identity in identities {
-            for service in identity.services() {
-                having.entry(service).or_default().push(identity);
-            }
+impl Common {
+    fn of(inet: &Table) -> Self {
+        let chain = |name: &str| shared(&inet.chains, chain(name));
+        let sets =
+            |name: &str| Family::ALL.map(|it| names::inet(shared(&inet.sets, names::by_family(name, it))));
+        Self {
+            pass: chain("pass"),
+            deny: chain("deny"),
+            audit: chain("audit"),
+            into: sets("into"),
+            outof: sets("outof"),
+            fromhost: sets("fromhost"),
+            tohost: sets("tohost"),
+            audited: sets("audited"),
         }
-        let of = |service: &ServiceId| having.get(service).into_iter().flatten().copied();
-        let externals = &rights.policy.externals;
-        let mut grants = Self::default();
-        for edge in &rights.policy.edges {
-            match (&edge.from, &edge.to) {
-                (Peer::Service(from), Peer::Service(to)) => {
-                    for from in of(from) {
-                        for to in of(to) {
-                            grants.pairs.entry((from, to)).or_default().insert(edge);
-                            grants.called.insert(to);
-                        }
-                    }
-                }
-                (Peer::World, Peer::Service(to)) => {
-                    of(to).for_each(|it| grants.from_outside.entry(it).or_default().push((edge, None)));
-                }
-                (Peer::Service(from), Peer::World) => {
-                    of(from).for_each(|it| grants.to_outside.entry(it).or_default().push((edge, None)));
-                }
-                // An external that the policy does not define names no address: it grants nothing.
-                (Peer::External(external), Peer::Service(to)) => {
-                    if let Some(set) = externals.get(external) {
-                        of(to).for_each(|it| {
-                            grants.from_outside.entry(it).or_default().push((edge, Some(set)))
-                        });
-                    }
-                }
-                (Peer::Service(from), Peer::External(external)) => {
-                    if let Some(set) = externals.get(external) {
-                        of(from)
-                            .for_each(|it| grants.to_outside.entry(it).or_default().push((edge, Some(set))));
-                    }
-                }
-                (Peer::Host, Peer::Service(to)) => {
-                    of(to).for_each(|it| grants.from_host.entry(it).or_default().push(edge));
-                }
-                (Peer::Service(from), Peer::Host) => {
-                    of(from).for_each(|it| grants.to_host.entry(it).or_default().push(edge));
-                }
-                // Validation refuses an edge without a service; such an edge grants nothing.
-                (
-                    Peer::World | Peer::Host | Peer::External(_),
-                    Peer::World | Peer::Host | Peer::External(_),
-                ) => {}
-            }
-        }
-        grants
+    }
+
+    /// The rule for what no edge permits.
+    fn otherwise(&self, is_audited: bool) -> Rule {
+        let target = if is_audited { &self.audit } else { &self.deny };
+        rule([Statement::Goto(target.clone())])
     }
 }
 
-/// The chains of one identity.
-fn add_identity(inet: &mut Table, identity: &Identity, grants: &Grants<'_>, is_audited: bool) {
-    // What no edge permits.
-    let otherwise = || goto(if is_audited { "audit" } else { "deny" });
-    let mut inbound = Vec::new();
-    if grants.called.contains(identity) {
-        for family in Family::ALL {
-            let callers = names::callers(family, identity);
-            let key = address_key(family);
-            inet.sets.insert(
-                callers.clone(),
-                SetSpec {
-                    key,
-                    kind: SetKind::Verdicts,
-                    size: None,
-                },
-            );
+/// An edge and the name of its counter.
+struct Counted<'a> {
+    edge: &'a Edge,
+    counter: CounterName,
+}
+
+impl<'a> Counted<'a> {
+    fn new(edge: &'a Edge) -> Self {
+        Self {
+            edge,
+            counter: names::counter(edge),
+        }
+    }
+}
+
+/// An edge that ends, or begins, at the world or at an external with these addresses.
+type Outside<'a> = (&'a Counted<'a>, Option<&'a AddressSet>);
+
+/// An identity and the edges that concern it.
+struct Party<'a> {
+    slug: String,
+    is_audited: bool,
+    /// Whether any other identity may call it.
+    is_called: bool,
+    /// Those that it may call, by number.
+    callees: BTreeMap<usize, Vec<&'a Counted<'a>>>,
+    from_outside: Vec<Outside<'a>>,
+    to_outside: Vec<Outside<'a>>,
+    from_host: Vec<&'a Counted<'a>>,
+    to_host: Vec<&'a Counted<'a>>,
+}
+
+/// The identities, numbered in their order.
+fn parties<'a>(
+    rights: &'a Rights,
+    identities: &BTreeSet<Identity>,
+    edges: &'a [Counted<'a>],
+) -> Vec<Party<'a>> {
+    let party = |identity: &Identity| Party {
+        slug: identity.slug(),
+        is_audited: rights.is_audited(identity),
+        is_called: false,
+        callees: BTreeMap::new(),
+        from_outside: Vec::new(),
+        to_outside: Vec::new(),
+        from_host: Vec::new(),
+        to_host: Vec::new(),
+    };
+    let mut parties: Vec<Party<'a>> = identities.iter().map(party).collect();
+    let mut having: BTreeMap<&ServiceId, Vec<usize>> = BTreeMap::new();
+    for (number, identity) in identities.iter().enumerate() {
+        for service in identity.services() {
+            having.entry(service).or_default().push(number);
+        }
+    }
+    let of = |service: &ServiceId| having.get(service).into_iter().flatten().copied();
+    let externals = &rights.policy.externals;
+    for counted in edges {
+        match (&counted.edge.from, &counted.edge.to) {
+            (Peer::Service(from), Peer::Service(to)) => {
+                for from in of(from) {
+                    for to in of(to) {
+                        parties[from].callees.entry(to).or_default().push(counted);
+                        parties[to].is_called = true;
+                    }
+                }
+            }
+            (Peer::World, Peer::Service(to)) => {
+                of(to).for_each(|it| parties[it].from_outside.push((counted, None)));
+            }
+            (Peer::Service(from), Peer::World) => {
+                of(from).for_each(|it| parties[it].to_outside.push((counted, None)));
+            }
+            // An external that the policy does not define names no address: it grants nothing.
+            (Peer::External(external), Peer::Service(to)) => {
+                if let Some(set) = externals.get(external) {
+                    of(to).for_each(|it| parties[it].from_outside.push((counted, Some(set))));
+                }
+            }
+            (Peer::Service(from), Peer::External(external)) => {
+                if let Some(set) = externals.get(external) {
+                    of(from).for_each(|it| parties[it].to_outside.push((counted, Some(set))));
+                }
+            }
+            (Peer::Host, Peer::Service(to)) => {
+                of(to).for_each(|it| parties[it].from_host.push(counted));
+            }
+            (Peer::Service(from), Peer::Host) => {
+                of(from).for_each(|it| parties[it].to_host.push(counted));
+            }
+            // Validation refuses an edge without a service; such an edge grants nothing.
+            (Peer::World | Peer::Host | Peer::External(_), Peer::World | Peer::Host | Peer::External(_)) => {}
+        }
+    }
+    parties
+}
+
+/// What may be sent to an identity: by the caller's address first.
+fn inbound(party: &Party<'_>, callers: &BothFamilies, common: &Common) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if party.is_called {
+        for (set, family) in callers.iter().zip(Family::ALL) {
             // ip saddr vmap @from4_B
-            inbound.push(rule([Statement::AddressMap(Side::Source, family, callers)]));
+            let map = Statement::AddressMap(Side::Source, family, set.set.clone());
+            rules.push(rule([map]));
         }
     }
-    inbound.extend(outside_rules(
-        Side::Source,
-        grants.from_outside.get(identity),
-        is_audited,
-    ));
-    inbound.push(otherwise());
-    inet.chains.insert(
-        names::inbound(identity),
-        Chain {
-            hook: None,
-            rules: inbound,
-        },
-    );
+    let outside = outside_rules(Side::Source, &party.from_outside, party.is_audited, common);
+    rules.extend(outside);
+    rules.push(common.otherwise(party.is_audited));
+    rules
+}
 
-    let mut outbound = outside_rules(Side::Destination, grants.to_outside.get(identity), is_audited);
-    outbound.push(otherwise());
-    inet.chains.insert(
-        names::outbound(identity),
-        Chain {
-            hook: None,
-            rules: outbound,
-        },
-    );
+/// What an identity may send to other than containers.
+fn outbound(party: &Party<'_>, common: &Common) -> Vec<Rule> {
+    let mut rules = outside_rules(Side::Destination, &party.to_outside, party.is_audited, common);
+    rules.push(common.otherwise(party.is_audited));
+    rules
+}
 
-    for (edges, name) in [
-        (grants.from_host.get(identity), names::from_host(identity)),
-        (grants.to_host.get(identity), names::to_host(identity)),
-    ] {
-        if edges.is_some() || is_audited {
-            let edges = edges.into_iter().flatten();
-            let mut rules: Vec<Rule> = edges.flat_map(|edge| edge_rules(&[], edge)).collect();
-            rules.push(otherwise());
-            inet.chains.insert(name, Chain { hook: None, rules });
-        }
-    }
+/// The rules of these edges, and what becomes of everything else.
+fn edges_alone(edges: &[&Counted<'_>], is_audited: bool, common: &Common) -> Vec<Rule> {
+    let permitted = edges.iter().flat_map(|edge| edge_rules(&[], edge, &common.pass));
+    permitted.chain([common.otherwise(is_audited)]).collect()
 }
 
 /// The rules for world and externals, after a jump that denies (or audits) whatever is on a container's bridge.
-fn outside_rules(
-    side: Side,
-    grants: Option<&Vec<(&Edge, Option<&AddressSet>)>>,
-    is_audited: bool,
-) -> Vec<Rule> {
-    if grants.is_none() && !is_audited {
+fn outside_rules(side: Side, edges: &[Outside<'_>], is_audited: bool, common: &Common) -> Vec<Rule> {
+    if edges.is_empty() && !is_audited {
         return Vec::new();
     }
     let containers = match (side, is_audited) {
@@ -269,9 +282,9 @@ fn outside_rules(
         (Side::Destination, true) => "audit_to_containers",
     };
     let mut rules = vec![rule([Statement::Jump(chain(containers))])];
-    for (edge, addresses) in grants.into_iter().flatten() {
+    for (edge, addresses) in edges {
         let Some(addresses) = addresses else {
-            rules.extend(edge_rules(&[], edge));
+            rules.extend(edge_rules(&[], edge, &common.pass));
             continue;
         };
         for family in Family::ALL {
@@ -282,7 +295,8 @@ fn outside_rules(
             if !empty {
                 // ip daddr { 203.0.113.0-203.0.113.255 }
                 let within = Addresses::Ranges((*addresses).clone());
-                rules.extend(edge_rules(&[Statement::Address(side, family, within)], edge));
+                let within = Statement::Address(side, family, within);
+                rules.extend(edge_rules(&[within], edge, &common.pass));
             }
         }
     }
@@ -291,25 +305,20 @@ fn outside_rules(
 
 /// `PREFIX tcp dport 8080 counter name e7 goto pass comment "shop/web -> shop/api"`, and so on for each port; ICMP needs rules
 /// of its own.
-fn edge_rules(prefix: &[Statement], edge: &Edge) -> Vec<Rule> {
+fn edge_rules(prefix: &[Statement], Counted { edge, counter }: &Counted<'_>, pass: &ChainName) -> Vec<Rule> {
     let mut matches: Vec<Option<Statement>> = Vec::new();
     if edge.ports.contains(&Ports::Any) {
         matches.push(None);
     } else {
-        let transports: BTreeSet<_> = edge
-            .ports
-            .iter()
-            .filter_map(|ports| match ports {
-                Ports::Transport(transport, range) => Some((*transport, *range)),
-                Ports::Any | Ports::Icmp(_) => None,
-            })
-            .collect();
-        let transports = merged(&transports);
+        let transports = merged(edge.ports.iter().filter_map(|ports| match ports {
+            Ports::Transport(transport, range) => Some((*transport, *range)),
+            Ports::Any | Ports::Icmp(_) => None,
+        }));
         if transports.len() <= RULES_FOR_PORTS {
             let each = transports.into_iter().map(|it| BTreeSet::from([it]));
             matches.extend(each.map(|it| Some(Statement::Ports(it))));
         } else {
-            matches.push(Some(Statement::Ports(transports)));
+            matches.push(Some(Statement::Ports(transports.into_iter().collect())));
         }
         matches.extend(
             Family::ALL
@@ -322,11 +331,12 @@ fn edge_rules(prefix: &[Statement], edge: &Edge) -> Vec<Rule> {
     matches
         .into_iter()
         .map(|ports| {
-            let mut statements = prefix.to_vec();
+            let mut statements = Vec::with_capacity(prefix.len() + 4);
+            statements.extend_from_slice(prefix);
             statements.extend(edge.until.map(Statement::Before));
             statements.extend(ports);
-            statements.push(Statement::Counter(names::counter(edge)));
-            statements.push(Statement::Goto(chain("pass")));
+            statements.push(Statement::Counter(counter.clone()));
+            statements.push(Statement::Goto(pass.clone()));
             Rule {
                 statements,
                 comment: comment.clone(),
@@ -335,19 +345,19 @@ fn edge_rules(prefix: &[Statement], edge: &Edge) -> Vec<Rule> {
         .collect()
 }
 
-/// The same ports in ranges that do not overlap: the kernel refuses a set with such ranges (`File exists`).
-fn merged(ports: &BTreeSet<(Transport, PortRange)>) -> BTreeSet<(Transport, PortRange)> {
+/// The same ports, given in their order, in ranges that do not overlap: the kernel refuses a set with such ranges (`File exists`).
+fn merged(ports: impl Iterator<Item = (Transport, PortRange)>) -> Vec<(Transport, PortRange)> {
     let mut merged: Vec<(Transport, PortRange)> = Vec::new();
     // In order: by protocol, then by first port.
     for (transport, range) in ports {
         match merged.last_mut() {
-            Some((of, last)) if of == transport && range.first <= last.last.saturating_add(1) => {
+            Some((of, last)) if *of == transport && range.first <= last.last.saturating_add(1) => {
                 last.last = last.last.max(range.last);
             }
-            _ => merged.push((*transport, *range)),
+            _ => merged.push((transport, range)),
         }
     }
-    merged.into_iter().collect()
+    merged
 }
 
 /// `icmp type { 8 }`, or `meta l4proto icmp` where every type is open; `None` where the edge opens none.
@@ -386,7 +396,10 @@ mod tests {
                 bytes: text.into_bytes(),
             };
             let policy = load(&[file]).unwrap().policy;
-            policy.edges.iter().flat_map(|edge| edge_rules(&[], edge)).count()
+            let edges = policy.edges.iter().map(Counted::new);
+            edges
+                .map(|it| edge_rules(&[], &it, &chain("pass")).len())
+                .sum::<usize>()
         };
         assert_eq!(rules(1..=1), 1);
         assert_eq!(rules(1..=8), 8);
@@ -408,6 +421,6 @@ mod tests {
             (udp, range(65535, 65535)),
         ];
         let expected = [(tcp, range(79, 82)), (tcp, range(90, 95)), (udp, PortRange::ALL)];
-        assert_eq!(merged(&given.into()), expected.into());
+        assert_eq!(merged(BTreeSet::from(given).into_iter()), expected);
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::compile::Structure;
 use super::ledger::{Claim, Element};
 use super::names::{self, chain};
 use super::planner::{Moment, Readings};
 use super::published::HostPorts;
-use super::ruleset::{ChainName, Key, SetName, SetRef, TableFamily};
+use super::ruleset::{Key, SetName, SetRef, TableFamily};
+use super::structure::Structure;
 use crate::inventory::links::{Links, Occupants, Port};
 use crate::inventory::{Container, ContainerId, Endpoint, Inventory, Network, NetworkId, NetworkKind};
 use crate::model::{Identity, Rights, Standing, Unmanaged};
@@ -87,26 +87,9 @@ impl<'a> View<'a> {
     /// The rights of a managed address.
     fn rights(&self, identity: &Identity, address: IpAddr, claim: &mut Claim) {
         let family = Family::of(address);
-        let mut goto = |set: SetName, chain: ChainName| {
-            claim.insert(
-                (self.inet(set), address_key(address)),
-                Some(self.structure.chain(chain)),
-            );
-        };
-        goto(names::by_family("into", family), names::inbound(identity));
-        goto(names::by_family("outof", family), names::outbound(identity));
-        for callee in self.structure.callees.get(identity).into_iter().flatten() {
-            goto(names::callers(family, callee), names::pair(identity, callee));
-        }
-        if self.structure.from_host.contains(identity) {
-            goto(names::by_family("fromhost", family), names::from_host(identity));
-        }
-        if self.structure.to_host.contains(identity) {
-            goto(names::by_family("tohost", family), names::to_host(identity));
-        }
-        if self.structure.audited.contains(identity) {
-            let set = self.inet(names::by_family("audited", family));
-            claim.insert((set, address_key(address)), None);
+        for grant in self.structure.granted.get(identity).into_iter().flatten() {
+            let element = (grant.set(family).clone(), address_key(address));
+            claim.insert(element, grant.goto.clone());
         }
     }
 

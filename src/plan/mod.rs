@@ -18,5 +18,6 @@ mod planner;
 mod published;
 pub mod ruleset;
 mod skeleton;
+pub mod structure;
 
 pub use planner::{Doubt, KernelStep, LinkStep, Moment, Moves, Place, Plan, Planner, Resident};

@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use sha2::{Digest, Sha256};
 
 use super::ruleset::{ChainName, CounterName, SetName, SetRef, TableFamily};
-use crate::model::Identity;
 use crate::net::Family;
 use crate::policy::Edge;
 
@@ -29,34 +28,34 @@ pub(crate) fn chain(name: &str) -> ChainName {
     ChainName::from(name)
 }
 
-/// `in_shop/api`: what may be sent to the identity.
-pub(crate) fn inbound(identity: &Identity) -> ChainName {
-    ChainName(format!("in_{}", identity.slug()).into())
+/// `in_shop/api`: what may be sent to the identity with this slug.
+pub(crate) fn inbound(slug: &str) -> ChainName {
+    ChainName(["in_", slug].concat().into())
 }
 
 /// `out_shop/api`: what the identity may send to other than containers.
-pub(crate) fn outbound(identity: &Identity) -> ChainName {
-    ChainName(format!("out_{}", identity.slug()).into())
+pub(crate) fn outbound(slug: &str) -> ChainName {
+    ChainName(["out_", slug].concat().into())
 }
 
 /// `fromhost_shop/api`: what the host may send to the identity.
-pub(crate) fn from_host(identity: &Identity) -> ChainName {
-    ChainName(format!("fromhost_{}", identity.slug()).into())
+pub(crate) fn from_host(slug: &str) -> ChainName {
+    ChainName(["fromhost_", slug].concat().into())
 }
 
 /// `tohost_shop/api`: what the identity may send to the host.
-pub(crate) fn to_host(identity: &Identity) -> ChainName {
-    ChainName(format!("tohost_{}", identity.slug()).into())
+pub(crate) fn to_host(slug: &str) -> ChainName {
+    ChainName(["tohost_", slug].concat().into())
 }
 
 /// `pair_shop/web_shop/api`: what the first may send to the second.
-pub(crate) fn pair(from: &Identity, to: &Identity) -> ChainName {
-    ChainName(format!("pair_{}_{}", from.slug(), to.slug()).into())
+pub(crate) fn pair(from: &str, to: &str) -> ChainName {
+    ChainName(["pair_", from, "_", to].concat().into())
 }
 
-/// `from4_shop/api`: the callers of the identity, by address.
-pub(crate) fn callers(family: Family, identity: &Identity) -> SetName {
-    SetName(format!("from{}_{}", family.digit(), identity.slug()).into())
+/// `from4_shop/api`, `from6_shop/api`: the callers of the identity, by address.
+pub(crate) fn callers(slug: &str) -> [SetRef; 2] {
+    Family::ALL.map(|family| inet(SetName(format!("from{}_{slug}", family.digit()).into())))
 }
 
 /// A name with the family's digit: `into4`.
@@ -79,9 +78,7 @@ pub fn counter(edge: &Edge) -> CounterName {
         let _ = write!(text, ",{ports}");
     }
     let digest = Sha256::digest(text.as_bytes());
-    let name = digest
-        .iter()
-        .take(6)
-        .fold("e_".to_owned(), |name, byte| name + &format!("{byte:02x}"));
-    CounterName(name.into())
+    let digits = digest.iter().take(6).flat_map(|byte| [byte >> 4, byte & 0xf]);
+    let digits = digits.filter_map(|it| char::from_digit(it.into(), 16));
+    CounterName(["e_".to_owned(), digits.collect()].concat().into())
 }

@@ -6,11 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::compile::shared;
 use super::elements::{View, service_key};
 use super::ledger::Claim;
 use super::names;
 use super::ruleset::{Key, SetName};
+use super::structure::shared;
 use crate::inventory::{Container, ContainerId, Published};
 use crate::model::{Identity, Rights, Standing, Verdict};
 use crate::net::{Family, Traffic, Transport};
@@ -104,6 +104,11 @@ impl HostPorts {
             self.changed.insert(port);
         }
         self.publishers.extend(publisher.map(|it| (id.clone(), it)));
+    }
+
+    /// Has every port judged anew.
+    pub(super) fn doubt(&mut self) {
+        self.changed.extend(self.ports.keys());
     }
 
     /// The same standing, as the first container has it that stands so: then there is one for all of them.

@@ -81,7 +81,8 @@ pub struct Ruleset {
 /// One table's structure.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Table {
-    pub chains: BTreeMap<ChainName, Chain>,
+    /// Chains that are the same before and after a change are shared.
+    pub chains: BTreeMap<ChainName, Arc<Chain>>,
     pub sets: BTreeMap<SetName, SetSpec>,
     pub counters: BTreeSet<CounterName>,
 }
@@ -375,4 +376,23 @@ pub enum Step {
     DeleteChain(TableFamily, ChainName),
     DeleteSet(SetRef),
     DeleteCounter(TableFamily, CounterName),
+}
+
+impl Step {
+    /// The chain that is there or not, or has other rules, afterwards. Whoever resets all tables knows that of all chains.
+    pub fn chain(&self) -> Option<(TableFamily, &ChainName)> {
+        match self {
+            Self::AddChain(table, name, _)
+            | Self::FlushChain(table, name)
+            | Self::AddRule(table, name, _)
+            | Self::DeleteChain(table, name) => Some((*table, name)),
+            Self::ResetTables
+            | Self::DeleteTables
+            | Self::AddCounter(..)
+            | Self::AddSet(..)
+            | Self::Element(_)
+            | Self::DeleteSet(_)
+            | Self::DeleteCounter(..) => None,
+        }
+    }
 }

@@ -118,11 +118,10 @@ impl<'s, 'd> Edges<'s, 'd> {
 
     /// What an end stands for; unknown names are reported.
     fn peers(&self, end: &Sited<PeerText>, segment: &Name, report: &mut Report<'_>) -> Vec<Peer> {
-        let here = self.segments.get(segment);
-        let id = |segment: &Name, name: &Name| ScopedName {
-            segment: segment.clone(),
-            name: name.clone(),
-        };
+        let (segment, here) = self
+            .segments
+            .get_key_value(segment)
+            .map_or((segment, None), |(segment, here)| (segment, Some(here)));
         match &end.value {
             PeerText::World => vec![Peer::World],
             PeerText::Host => vec![Peer::Host],
@@ -130,7 +129,7 @@ impl<'s, 'd> Edges<'s, 'd> {
                 let all: Vec<Peer> = here
                     .into_iter()
                     .flat_map(|here| here.services.keys())
-                    .map(|name| Peer::Service(id(segment, name)))
+                    .map(|name| Peer::Service(scoped(segment, name)))
                     .collect();
                 if all.is_empty() {
                     report
@@ -143,22 +142,26 @@ impl<'s, 'd> Edges<'s, 'd> {
                 }
                 all
             }
-            PeerText::Here(name) if here.is_some_and(|here| here.services.contains_key(name)) => {
-                vec![Peer::Service(id(segment, name))]
-            }
-            PeerText::Here(name) if here.is_some_and(|here| here.externals.contains_key(name)) => {
-                vec![Peer::External(id(segment, name))]
-            }
             PeerText::Here(name) => {
+                if let Some((name, _)) = here.and_then(|here| here.services.get_key_value(name)) {
+                    return vec![Peer::Service(scoped(segment, name))];
+                }
+                if let Some((name, _)) = here.and_then(|here| here.externals.get_key_value(name)) {
+                    return vec![Peer::External(scoped(segment, name))];
+                }
                 self.report_unknown(name.as_str(), name, segment, end.site, report);
                 Vec::new()
             }
             PeerText::In(other, name) => {
-                let contents = self.segments.get(other);
-                if contents.is_some_and(|contents| contents.services.contains_key(name)) {
-                    return vec![Peer::Service(id(other, name))];
+                let declared = self.segments.get_key_value(other);
+                let service = declared.and_then(|(other, contents)| {
+                    let (name, _) = contents.services.get_key_value(name)?;
+                    Some(scoped(other, name))
+                });
+                if let Some(service) = service {
+                    return vec![Peer::Service(service)];
                 }
-                if contents.is_some_and(|contents| contents.externals.contains_key(name)) {
+                if declared.is_some_and(|(_, contents)| contents.externals.contains_key(name)) {
                     let fault = report.add(
                         Code::UnknownName,
                         end.site,
@@ -237,6 +240,14 @@ impl<'s, 'd> Edges<'s, 'd> {
             .copied()
             .chain(elsewhere.iter().map(|(_, full)| full.as_str()));
         suggest::closest(written, known).map(str::to_owned)
+    }
+}
+
+/// A full name; both parts are as they are declared, so that all mentions share them.
+fn scoped(segment: &Name, name: &Name) -> ScopedName {
+    ScopedName {
+        segment: segment.clone(),
+        name: name.clone(),
     }
 }
 

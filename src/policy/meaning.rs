@@ -101,6 +101,13 @@ impl Policy {
         }
     }
 
+    /// Whether every container belongs to the same services under both policies.
+    pub fn selects_as(&self, other: &Self) -> bool {
+        let mut both = self.services.iter().zip(&other.services);
+        self.services.len() == other.services.len()
+            && both.all(|((id, service), (of, other))| id == of && service.selectors == other.selectors)
+    }
+
     /// The services with an edge into this one; itself too when that is declared.
     pub fn callers_of(&self, service: &ServiceId) -> BTreeSet<&ServiceId> {
         self.edges

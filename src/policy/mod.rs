@@ -54,9 +54,10 @@ pub(crate) use self::suggest::closest;
 pub use self::traffic::TrafficSet;
 use crate::net::{AddressSet, IcmpType, PortRange, Transport};
 
-/// A segment's, service's or external's name: a DNS label (lower-case letters, digits and inner hyphens, 1 to 63 bytes).
+/// A segment's, service's or external's name: a DNS label (lower-case letters, digits and inner hyphens, 1 to 63 bytes). A clone
+/// shares the text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(String);
+pub struct Name(Arc<str>);
 
 impl Name {
     /// The name as text.
@@ -75,7 +76,7 @@ impl std::str::FromStr for Name {
             && !text.starts_with('-')
             && !text.ends_with('-');
         if valid {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         } else {
             Err("a name is 1 to 63 lower-case letters, digits and inner hyphens".to_owned())
         }

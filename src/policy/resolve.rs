@@ -92,12 +92,17 @@ fn declare<'d>(document: &'d Document, segment: &mut Segment<'d>, name: &Name, r
     let services = document.services.iter().map(|entry| &entry.name);
     let externals = document.externals.iter().map(|entry| &entry.name);
     let mut refused = BTreeSet::new();
+    let mut within: BTreeMap<&Name, Site> = BTreeMap::new();
+    for service in services.clone() {
+        within.entry(&service.value).or_insert(service.site);
+    }
     for declared in services.chain(externals) {
         let before = segment.services.get(&declared.value).map(|entry| entry.name.site);
         let before = before.or_else(|| segment.externals.get(&declared.value).map(|(site, _)| *site));
-        let within = document.services.iter().map(|entry| &entry.name);
-        let within = within.filter(|service| service.value == declared.value && service.site < declared.site);
-        if let Some(first) = before.or_else(|| within.map(|service| service.site).next()) {
+        let first = within
+            .get(&declared.value)
+            .filter(|first| **first < declared.site);
+        if let Some(first) = before.or(first.copied()) {
             refused.insert(declared.site);
             let other = report.other(first, "it is declared here first");
             report

@@ -28,8 +28,8 @@ use crate::model::{
     is_to_be_cut, is_to_be_guarded, owner, standing,
 };
 use crate::net::IfName;
-use crate::plan::compile::{Options, Structure, compile};
-use crate::plan::diff::{replacement, transition};
+use crate::plan::compile::{Options, compile};
+use crate::plan::diff::{differences, replacement, transition};
 use crate::plan::elements::{View, could_be_dockers};
 use crate::plan::flows::{Addresses, Ending, Endings, Sweep};
 use crate::plan::ledger::{Claim, Ledger, Owner};
@@ -38,6 +38,7 @@ use crate::plan::networks::{
 };
 use crate::plan::published::HostPorts;
 use crate::plan::ruleset::{ElementAction, ElementChange, Key, Ruleset, Step};
+use crate::plan::structure::Structure;
 use crate::policy::ServiceId;
 
 use self::homes::Homes;
@@ -130,6 +131,8 @@ pub enum Doubt {
 struct Dirty {
     /// The policy.
     rights: bool,
+    /// What is open between containers that stand as they stood.
+    edges: bool,
     everything: bool,
     containers: BTreeSet<ContainerId>,
     networks: BTreeSet<NetworkId>,
@@ -277,8 +280,10 @@ impl Planner {
         if self.rights == rights {
             return false;
         }
+        let stand_the_same = self.rights.stand_as(&rights);
         self.rights = rights;
-        self.dirty.rights = true;
+        self.dirty.edges |= stand_the_same;
+        self.dirty.rights |= !stand_the_same;
         self.endings.sweep = true;
         true
     }

@@ -12,6 +12,8 @@ impl Planner {
         if dirty.rights {
             self.service_networks = ServiceNetworks::new(&self.rights.policy);
             self.published = HostPorts::default();
+        } else if dirty.edges {
+            self.refresh_edges(&mut dirty.containers);
         }
         if dirty.rights || dirty.everything {
             self.add_everything(&mut dirty);
@@ -26,11 +28,8 @@ impl Planner {
         self.endings.sweep |= !guarded.is_empty();
         dirty.containers.extend(self.attached(&guarded));
         dirty.networks.extend(guarded);
-        if self.refresh_structure(&dirty) {
-            dirty
-                .containers
-                .extend(self.inventory.containers().keys().cloned());
-        }
+        let regranted = self.refresh_structure(&dirty);
+        dirty.containers.extend(regranted);
         dirty.containers.extend(self.published.judge(&self.rights));
         self.refresh_findings(&dirty.containers);
         let bridges = dirty.networks.iter().flat_map(|it| self.bridges_of(it));
@@ -62,6 +61,20 @@ impl Planner {
                 Owner::Port(index) => drop(dirty.ports.insert(*index)),
             }
         }
+    }
+
+    /// Takes other edges in. Who may join other networks for that is added.
+    fn refresh_edges(&mut self, containers: &mut BTreeSet<ContainerId>) {
+        let networks = ServiceNetworks::new(&self.rights.policy);
+        let services = self.service_networks.differing(&networks);
+        let concerned = |it: &Standing| it.services().is_some_and(|it| !it.is_disjoint(&services));
+        for (id, standing) in self.standings.iter().filter(|(_, it)| concerned(it)) {
+            let left = self.service_networks.set(id, Some(standing), None);
+            self.unsettled.services.extend(left);
+            containers.insert(id.clone());
+        }
+        self.service_networks.take_over(networks);
+        self.published.doubt();
     }
 
     fn attached(&self, networks: &BTreeSet<NetworkId>) -> BTreeSet<ContainerId> {
@@ -171,27 +184,34 @@ impl Planner {
         changed
     }
 
-    /// Compiles when the policy changed or an identity appeared. Returns whether elements must be derived anew.
-    fn refresh_structure(&mut self, dirty: &Dirty) -> bool {
+    /// Compiles when the policy changed or an identity appeared. Returns the containers whose addresses are given other elements.
+    fn refresh_structure(&mut self, dirty: &Dirty) -> BTreeSet<ContainerId> {
         let mut concerned = dirty.containers.iter().filter_map(|id| self.standings.get(id));
-        if !dirty.rights && concerned.all(|it| managed(it).is_none_or(|it| self.structure.knows(it))) {
-            return false;
+        let known = concerned.all(|it| managed(it).is_none_or(|it| self.structure.knows(it)));
+        if known && !dirty.rights && !dirty.edges {
+            return BTreeSet::new();
         }
         let present = self.standings.values().filter_map(managed).cloned();
         let declared = self.rights.policy.services.keys().cloned().map(Identity::of);
         let identities: BTreeSet<Identity> = present.chain(declared).collect();
-        let structure = compile(&self.rights, &identities, self.options);
+        let structure = compile(&self.rights, &identities, self.options).sharing(&self.structure);
         if structure == self.structure {
-            return false;
+            return BTreeSet::new();
         }
-        let before = std::mem::replace(&mut self.structure, structure).ruleset;
+        let before = std::mem::replace(&mut self.structure, structure);
+        let regranted = differences(&before.granted, &self.structure.granted);
+        let regranted: BTreeSet<&Identity> = regranted.map(|(identity, _)| identity).collect();
+        let is_regranted = |it: &Standing| managed(it).is_some_and(|it| regranted.contains(it));
+        let containers = self.standings.iter().filter(|(_, it)| is_regranted(it));
+        let containers = containers.map(|(id, _)| id.clone()).collect();
+        let before = before.ruleset;
         self.held = match std::mem::replace(&mut self.held, Held::Anything) {
             Held::Anything => Held::Anything,
             Held::Wanted if before != self.structure.ruleset => Held::Earlier(before),
             Held::Earlier(earlier) if earlier != self.structure.ruleset => Held::Earlier(earlier),
             Held::Wanted | Held::Earlier(_) => Held::Wanted,
         };
-        true
+        containers
     }
 
     fn refresh_findings(&mut self, containers: &BTreeSet<ContainerId>) {

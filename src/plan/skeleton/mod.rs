@@ -6,6 +6,7 @@ mod host;
 mod report;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::compile::Options;
 use super::names::{self, CLOSED_INTERFACES, CLOSED_PORTS, chain};
@@ -286,17 +287,14 @@ pub(super) fn rule(statements: impl Into<Vec<Statement>>) -> Rule {
 }
 
 fn plain(table: &mut Table, name: &str, rules: Vec<Rule>) {
-    table
-        .chains
-        .insert(ChainName::from(name), Chain { hook: None, rules });
+    add(table, name, Chain { hook: None, rules });
 }
 
 fn base(table: &mut Table, name: &str, point: HookPoint, priority: i32, rules: Vec<Rule>) {
-    table.chains.insert(
-        ChainName::from(name),
-        Chain {
-            hook: Some(Hook { point, priority }),
-            rules,
-        },
-    );
+    let hook = Some(Hook { point, priority });
+    add(table, name, Chain { hook, rules });
+}
+
+fn add(table: &mut Table, name: &str, chain: Chain) {
+    table.chains.insert(ChainName::from(name), Arc::new(chain));
 }

@@ -12,7 +12,7 @@ const CONTAINERS: usize = 5;
 /// The last two carry our labels.
 const NETWORKS: usize = 4;
 const BRIDGES: [&str; 5] = ["br-000000000000", "mine0", "cfd-1", "docker0", "virbr0"];
-const POLICIES: [&str; 3] = [
+const POLICIES: [&str; 6] = [
     POLICY,
     "
 cofferdam: 1
@@ -33,6 +33,45 @@ segment: shop
 services:
   server: { select: { labels: { service: server } } }
   other: { select: { labels: { service: other } }, mode: audit }
+",
+    // The services of the first, in other places and with other edges.
+    "
+cofferdam: 1
+segment: shop
+allow:
+  - { from: client, to: server, ports: [81] }
+  - { from: [client, server], to: other, ports: [80] }
+  - { from: world, to: client, ports: [80] }
+services:
+  client: { select: { labels: { service: client } } }
+  other: { select: { labels: { service: other } } }
+  server: { select: { labels: { service: server } } }
+",
+    "
+cofferdam: 1
+segment: shop
+mode: audit
+services:
+  client: { select: { labels: { service: client } } }
+  other: { select: { labels: { service: other } } }
+  server: { select: { labels: { service: server } }, mode: enforce }
+allow:
+  - { from: server, to: client, ports: [80] }
+  - { from: host, to: server, ports: [80] }
+  - { from: other, to: host, ports: [80] }
+",
+    // Those of the second.
+    "
+cofferdam: 1
+segment: shop
+services:
+  client: { select: { labels: { service: client } } }
+  server: { select: { labels: { service: server } } }
+  either: { select: [{ labels: { service: client } }, { labels: { service: other } }] }
+allow:
+  - { from: client, to: server, ports: [80] }
+  - { from: server, to: either, ports: [80, 81] }
+  - { from: either, to: world, ports: [80] }
 ",
 ];
 
@@ -399,6 +438,7 @@ fn anew(planner: &Planner) -> Planner {
     anew.unset = planner.homes.ports().collect();
     anew.dirty = Dirty {
         rights: planner.dirty.rights,
+        edges: planner.dirty.edges,
         everything: true,
         ..Dirty::default()
     };
