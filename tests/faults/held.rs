@@ -86,6 +86,8 @@ pub(crate) async fn tables() -> anyhow::Result<String> {
                 && let Some(set) = set.as_object_mut()
             {
                 set.remove("elem");
+                // How many there are, which later versions of nft tell.
+                set.remove("count");
             }
             let rule = object.get("rule").is_some();
             let line = object.to_string();
