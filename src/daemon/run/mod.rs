@@ -62,6 +62,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// How long after a pass it is first looked whether kernel and engine still fit, and the longest pause between such looks.
 const DOUBT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
 
+/// The networks of a port that no endpoint explains are read again after such a pause, and for how long. Engine 28 names the container
+/// behind a port a few milliseconds after the port is up, and tells of it (`connect`) 17 ms later, shortly before its first instruction.
+const UNEXPLAINED: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
+
 /// While there is always something to do, the status is published this often.
 const UNPUBLISHED: Duration = Duration::from_millis(200);
 /// The status grows with the host: making it takes no more than one part in so many of the time.
@@ -156,6 +160,8 @@ enum Retry {
     Listing,
     Doubts,
     Step(NetworkStep),
+    /// A port, and when it appeared.
+    Port(u32, Instant),
 }
 
 /// Something in the kernel could not be changed.

@@ -95,6 +95,10 @@ impl Daemon {
                 self.look_for_doubts();
                 return None;
             }
+            Retry::Port(port, since) => {
+                self.explain(*port, *since);
+                return None;
+            }
             Retry::Step(step) => {
                 self.planner.network_step_done(step);
                 // What it worked on may have changed: read it, so that the next plan is made from what is true.

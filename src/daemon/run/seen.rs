@@ -11,10 +11,7 @@ impl Daemon {
             LinkEvent::Port(port) => {
                 let index = port.index;
                 self.planner.upsert_port(port);
-                for network in self.planner.unexplained(index) {
-                    self.reader
-                        .confirm(Object::Network(network), self.planner.moment());
-                }
+                self.explain(index, Instant::now());
             }
             LinkEvent::PortGone(index) => self.planner.remove_port(index),
             LinkEvent::Calls { bridge, calls } => {
@@ -33,6 +30,24 @@ impl Daemon {
             LinkEvent::Resync => self.list_links().await,
         }
         Some("link event")
+    }
+
+    /// Reads the networks of a port that nobody explained yet, for a while.
+    pub(super) fn explain(&mut self, port: u32, since: Instant) {
+        let networks = self.planner.unexplained(port);
+        let (pause, longest) = UNEXPLAINED;
+        if networks.is_empty() || since.elapsed() > longest {
+            return;
+        }
+        for network in networks {
+            self.reader
+                .confirm(Object::Network(network), self.planner.moment());
+        }
+        let sender = self.retries.clone();
+        tokio::spawn(async move {
+            sleep(pause).await;
+            let _ = sender.send(Retry::Port(port, since));
+        });
     }
 
     pub(super) fn engine_event(&mut self, arrived: Arrived) -> Option<Cause> {
