@@ -23,6 +23,8 @@ const NETWORK: &str = "shop_default";
 const SECONDS: &str = "4";
 /// No container of these ends earlier after its start, so that its address is nobody else's.
 const LIFE: Duration = Duration::from_secs(3);
+/// After this long it may be.
+const AFTERLIFE: Duration = Duration::from_secs(20);
 /// So many of a hundred declared connects succeed at their first SYN.
 const PERCENT: usize = 99;
 
@@ -134,8 +136,8 @@ struct Bound {
 
 #[derive(Debug, Default)]
 struct Heard {
-    /// When each was bound.
-    last: BTreeMap<String, Instant>,
+    /// When each was bound first.
+    first: BTreeMap<String, Instant>,
     count: usize,
     /// Those that were bound again within [`LIFE`].
     again: BTreeSet<String>,
@@ -194,11 +196,16 @@ impl Bound {
 
 impl Heard {
     fn bound(&mut self, endpoint: &str) {
-        let before = self.last.insert(endpoint.to_owned(), Instant::now());
-        if before.is_some_and(|before| before.elapsed() < LIFE) {
-            self.again.insert(endpoint.to_owned());
-        } else {
-            self.count += 1;
+        match self.first.get(endpoint).map(Instant::elapsed) {
+            Some(age) if age < LIFE => {
+                self.again.insert(endpoint.to_owned());
+            }
+            // Its container has ended: Engine 20.10 shows the endpoint for a while.
+            Some(age) if age < AFTERLIFE => {}
+            Some(_) | None => {
+                self.first.insert(endpoint.to_owned(), Instant::now());
+                self.count += 1;
+            }
         }
     }
 }
