@@ -1,18 +1,12 @@
 //! The start race: containers whose first instruction connects, declared and not.
 //!
-//! Proves promise 1 (closed first): whatever the daemon's haste, nothing undeclared opens; that the
-//! declared flow is open by the first SYN, nearly always; and that what is bound stays so while the container lives.
+//! Proves promise 1 (closed first): whatever the daemon's haste, nothing undeclared opens; and that the
+//! declared flow is open by the first SYN, nearly always.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 use crate::engine::Lab;
 use crate::figure::Figure;
@@ -21,10 +15,6 @@ use crate::shop::{DECLARED, Leaks, POLICY, Shop, Spec, UNDECLARED, closed, flows
 const NETWORK: &str = "shop_default";
 /// Long enough for two SYNs that are lost, on a machine that starts 50 containers at once.
 const SECONDS: &str = "4";
-/// No container of these ends earlier after its start, so that its address is nobody else's.
-const LIFE: Duration = Duration::from_secs(3);
-/// After this long it may be.
-const AFTERLIFE: Duration = Duration::from_secs(20);
 /// So many of a hundred declared connects succeed at their first SYN.
 const PERCENT: usize = 99;
 
@@ -38,7 +28,6 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     targets.extend(flows('-', &["tcp"], &addresses[..1], UNDECLARED));
     targets.extend(flows('-', &["udp"], &addresses[1..], UNDECLARED));
 
-    let bound = Bound::listen()?;
     let mut figures = Vec::new();
     let (mut started, mut late) = (0, 0);
     // The server itself answers at the undeclared port: without the daemon's rules the probe would succeed.
@@ -59,7 +48,6 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
             format!("{late} of all {started} did not connect at the first SYN: at least {PERCENT} % must");
         last.failed.get_or_insert(text);
     }
-    figures.push(bound.figure(started).await?);
     figures.push(stopped(&mut shop, &targets).await?);
     Ok(closed(shop, "race", figures).await)
 }
@@ -125,88 +113,6 @@ fn figure(name: &str, reports: &[Leaks], elapsed: Duration) -> Figure {
         )),
         failed: missing,
         ..Figure::default()
-    }
-}
-
-/// What is bound to a port, as the kernel announces it.
-struct Bound {
-    stop: oneshot::Sender<()>,
-    heard: JoinHandle<anyhow::Result<Heard>>,
-}
-
-#[derive(Debug, Default)]
-struct Heard {
-    /// When each was bound first.
-    first: BTreeMap<String, Instant>,
-    count: usize,
-    /// Those that were bound again within [`LIFE`].
-    again: BTreeSet<String>,
-}
-
-impl Bound {
-    fn listen() -> anyhow::Result<Self> {
-        let mut monitor = Command::new("stdbuf")
-            .args(["-oL", "nft", "monitor", "new", "elements"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("cannot run nft monitor")?;
-        let output = monitor.stdout.take().context("nft monitor has no output")?;
-        let (stop, mut stopped) = oneshot::channel();
-        let heard = tokio::spawn(async move {
-            let mut lines = BufReader::new(output).lines();
-            let mut heard = Heard::default();
-            loop {
-                let line = tokio::select! {
-                    line = lines.next_line() => line?.context("nft monitor has ended")?,
-                    _ = &mut stopped => break,
-                };
-                // add element bridge cofferdam bound4 { "veth1a2b3c4" . 02:42:0a:50:00:03 . 10.80.0.3 }
-                let element = line.strip_prefix("add element bridge cofferdam bound4 ");
-                // Of the port nft knows the name or not.
-                if let Some((_, endpoint)) = element.and_then(|it| it.split_once(" . ")) {
-                    heard.bound(endpoint);
-                }
-            }
-            monitor.kill().await?;
-            Ok(heard)
-        });
-        Ok(Self { stop, heard })
-    }
-
-    async fn figure(self, containers: usize) -> anyhow::Result<Figure> {
-        let _ = self.stop.send(());
-        let Heard { count, again, .. } = self.heard.await??;
-        let failed = match again.first() {
-            // Each has an endpoint on the network that it is created with.
-            _ if count < containers => Some(format!("only {count} were bound")),
-            Some(endpoint) => Some(format!("{} were bound again: {endpoint}", again.len())),
-            None => None,
-        };
-        Ok(Figure {
-            name: "race: what is bound stays bound".to_owned(),
-            tried: count as u64,
-            note: Some(format!("the endpoints of {containers} containers")),
-            failed,
-            ..Figure::default()
-        })
-    }
-}
-
-impl Heard {
-    fn bound(&mut self, endpoint: &str) {
-        match self.first.get(endpoint).map(Instant::elapsed) {
-            Some(age) if age < LIFE => {
-                self.again.insert(endpoint.to_owned());
-            }
-            // Its container has ended: Engine 20.10 shows the endpoint for a while.
-            Some(age) if age < AFTERLIFE => {}
-            Some(_) | None => {
-                self.first.insert(endpoint.to_owned(), Instant::now());
-                self.count += 1;
-            }
-        }
     }
 }
 
