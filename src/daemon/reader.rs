@@ -133,8 +133,8 @@ impl Reader {
     }
 
     fn listing(&self) -> Option<&UnderWay> {
-        let listings = [Object::Everything, Object::Outline];
-        listings.iter().find_map(|it| self.reading.get(it))
+        let mut listings = self.reading.iter().filter(|(object, _)| object.is_listing());
+        listings.next().map(|(_, reading)| reading)
     }
 
     /// How long the longest full listing under way has kept us waiting, where that is unusual.

@@ -118,13 +118,14 @@ impl Inventory {
         self.reset_except(listing, &Changes::default())
     }
 
-    /// Replaces everything by a full reading, but these objects, which changed while it was made: they stay as they are, and
-    /// those of them that are not known stay unknown.
+    /// Replaces everything by a full reading, but these objects, which changed while it was made: those that are known stay as
+    /// they are. Of the others the reading is the best that there is.
     pub fn reset_except(&mut self, listing: Listing, newer: &Changes) -> Changes {
         let mut containers = by_id(listing.containers, |container| container.id.clone());
         let mut networks = by_id(listing.networks, |network| network.id.clone());
         keep(&mut containers, &self.containers, &newer.containers);
         keep(&mut networks, &self.networks, &newer.networks);
+        self.early.retain(|id, _| newer.containers.contains(id));
         for container in containers.values_mut() {
             self.complete(container);
         }
@@ -132,7 +133,6 @@ impl Inventory {
             containers: differing(&self.containers, &containers),
             networks: differing(&self.networks, &networks),
         };
-        self.early.retain(|id, _| newer.containers.contains(id));
         if !changes.is_empty() {
             self.index = Index::default();
             containers.values().for_each(|it| self.index.add_container(it));
@@ -146,14 +146,6 @@ impl Inventory {
     /// Takes a container's new reading. Endpoints that were seen before the container was known complete it where
     /// the reading has none, or none that is in the kernel yet.
     pub fn upsert_container(&mut self, mut container: Container) -> Changes {
-        for (network, endpoint) in self.early.remove(&container.id).unwrap_or_default() {
-            if !container.endpoints.get(&network).is_some_and(Endpoint::is_live) {
-                if endpoint.is_live() {
-                    container.lifecycle = Lifecycle::Running;
-                }
-                container.endpoints.insert(network, endpoint);
-            }
-        }
         self.complete(&mut container);
         if self.containers.get(&container.id) == Some(&container) {
             return Changes::default();
@@ -167,8 +159,17 @@ impl Inventory {
         changes
     }
 
-    /// A container's powers never change: what was read once holds where the new reading could not tell.
-    fn complete(&self, container: &mut Container) {
+    /// Takes in what was seen before the container was known. Its powers never change: what was read once holds where the new
+    /// reading could not tell.
+    fn complete(&mut self, container: &mut Container) {
+        for (network, endpoint) in self.early.remove(&container.id).unwrap_or_default() {
+            if !container.endpoints.get(&network).is_some_and(Endpoint::is_live) {
+                if endpoint.is_live() {
+                    container.lifecycle = Lifecycle::Running;
+                }
+                container.endpoints.insert(network, endpoint);
+            }
+        }
         if container.facts.powers.is_none() {
             let known = self.containers.get(&container.id);
             container.facts.powers = known.and_then(|known| known.facts.powers.clone());
@@ -286,10 +287,9 @@ fn by_id<K: Ord, V>(values: Vec<V>, id: impl Fn(&V) -> K) -> BTreeMap<K, V> {
 /// Puts what is known of these objects in the place of what was read of them.
 fn keep<K: Ord + Clone, V: Clone>(read: &mut BTreeMap<K, V>, known: &BTreeMap<K, V>, these: &BTreeSet<K>) {
     for id in these {
-        match known.get(id) {
-            Some(value) => read.insert(id.clone(), value.clone()),
-            None => read.remove(id),
-        };
+        if let Some(value) = known.get(id) {
+            read.insert(id.clone(), value.clone());
+        }
     }
 }
 

@@ -160,8 +160,7 @@ enum Retry {
     Listing,
     Doubts,
     Step(NetworkStep),
-    /// A port, and when it appeared.
-    Port(u32, Instant),
+    Port(u32),
 }
 
 /// Something in the kernel could not be changed.
@@ -208,8 +207,10 @@ struct Daemon {
     planner: Planner,
     kernel: Kernel,
     reader: Reader,
-    /// What events told of since the first of the listings under way began: it is newer than what they say.
-    newer: Changes,
+    /// The events since the first of the listings under way began: they are newer than what it says.
+    meanwhile: Vec<EngineEvent>,
+    /// Ports whose networks are read until an endpoint explains them, and since when.
+    unexplained: BTreeMap<u32, Instant>,
     /// Whether the engine was listed at least once: before that, rules of an earlier run are left alone.
     listed: bool,
     /// Whether what a listing needed for a moment was not given back to the system yet.
@@ -365,7 +366,8 @@ impl Daemon {
             settings,
             kernel,
             reader,
-            newer: Changes::default(),
+            meanwhile: Vec::new(),
+            unexplained: BTreeMap::new(),
             listed: false,
             needs_giving_back: false,
             knows_powers: false,

@@ -95,8 +95,8 @@ impl Daemon {
                 self.look_for_doubts();
                 return None;
             }
-            Retry::Port(port, since) => {
-                self.explain(*port, *since);
+            Retry::Port(port) => {
+                self.explain(*port);
                 return None;
             }
             Retry::Step(step) => {

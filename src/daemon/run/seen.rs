@@ -1,5 +1,7 @@
 //! What was seen: link events, engine events, readings, changes of nftables by others, and what does not fit together.
 
+use std::collections::btree_map::Entry;
+
 use super::*;
 
 impl Daemon {
@@ -11,7 +13,11 @@ impl Daemon {
             LinkEvent::Port(port) => {
                 let index = port.index;
                 self.planner.upsert_port(port);
-                self.explain(index, Instant::now());
+                // One that keeps changing is waited for no more often than any other.
+                if let Entry::Vacant(unexplained) = self.unexplained.entry(index) {
+                    unexplained.insert(Instant::now());
+                    self.explain(index);
+                }
             }
             LinkEvent::PortGone(index) => self.planner.remove_port(index),
             LinkEvent::Calls { bridge, calls } => {
@@ -33,10 +39,15 @@ impl Daemon {
     }
 
     /// Reads the networks of a port that nobody explained yet, for a while.
-    pub(super) fn explain(&mut self, port: u32, since: Instant) {
+    pub(super) fn explain(&mut self, port: u32) {
         let networks = self.planner.unexplained(port);
         let (pause, longest) = UNEXPLAINED;
-        if networks.is_empty() || since.elapsed() > longest {
+        let is_over = self
+            .unexplained
+            .get(&port)
+            .is_none_or(|it| it.elapsed() > longest);
+        if networks.is_empty() || is_over {
+            self.unexplained.remove(&port);
             return;
         }
         for network in networks {
@@ -46,7 +57,7 @@ impl Daemon {
         let sender = self.retries.clone();
         tokio::spawn(async move {
             sleep(pause).await;
-            let _ = sender.send(Retry::Port(port, since));
+            let _ = sender.send(Retry::Port(port));
         });
     }
 
@@ -89,7 +100,7 @@ impl Daemon {
             event => {
                 self.await_kernel(&event, at);
                 if self.reader.is_listing() {
-                    self.newer.merge(event.touches());
+                    self.meanwhile.push(event.clone());
                 }
                 self.object_event(event)
             }
@@ -181,7 +192,19 @@ impl Daemon {
     }
 
     fn take_listing(&mut self, listing: Listing, began: Moment) -> Cause {
-        self.planner.reset_except(listing, began, self.newer.clone());
+        let (mut newer, mut unknown) = (Changes::default(), Vec::new());
+        for event in &self.meanwhile {
+            let touched = event.touches();
+            if !self.knows(&touched) {
+                unknown.push(event.clone());
+            }
+            newer.merge(touched);
+        }
+        self.planner.reset_except(listing, began, newer);
+        // What they told of was not known, or is gone: the listing brought it, as it was before them.
+        for event in unknown {
+            self.object_event(event);
+        }
         self.listed = true;
         self.needs_giving_back = true;
         fault::point("listed");
@@ -193,15 +216,24 @@ impl Daemon {
     /// Reads an object; what it says counts for the ports that are there now.
     pub(super) fn read(&mut self, object: Object) {
         if object.is_listing() && !self.reader.is_listing() {
-            self.newer = Changes::default();
+            self.meanwhile.clear();
         }
         self.reader.read(object, self.planner.moment());
     }
 
     /// Reads everything, since an event was lost: what the others told of may have changed again.
     fn read_after_loss(&mut self) {
-        self.newer = Changes::default();
+        self.meanwhile.clear();
         self.read(Object::Everything);
+    }
+
+    fn knows(&self, objects: &Changes) -> bool {
+        let inventory = self.planner.inventory();
+        objects
+            .containers
+            .iter()
+            .all(|it| inventory.container(it).is_some())
+            && objects.networks.iter().all(|it| inventory.network(it).is_some())
     }
 
     /// Reads a container that is not known yet. Its inspection waits until it has started: what the list says of it comes

@@ -175,7 +175,8 @@ fn of_what_changed_meanwhile_a_listing_says_nothing() {
         networks: vec![network(1)],
         ..Listing::default()
     };
-    // Since the listing began: 1 was attached, 2 came and went, 4 is there, and so is an endpoint of 5; 1's network has gone.
+    // Since the listing began: 1 was attached, 4 came, and so did endpoints of 2 and 5, which are not known yet.
+    inventory.set_endpoint(&container_id(2), &network_id(2), live(7));
     inventory.set_endpoint(&container_id(1), &network_id(2), live(9));
     inventory.upsert_container(container(4));
     inventory.set_endpoint(&container_id(5), &network_id(2), live(8));
@@ -185,11 +186,14 @@ fn of_what_changed_meanwhile_a_listing_says_nothing() {
         networks: BTreeSet::from([network_id(1)]),
     };
     let changes = inventory.reset_except(listing, &newer);
-    assert_eq!(changes, Changes::of_container(&container_id(3)));
+    assert_eq!(changes.containers, [2, 3].map(container_id).into());
     let known: Vec<_> = inventory.containers().keys().cloned().collect();
-    assert_eq!(known, [1, 3, 4].map(container_id));
+    assert_eq!(known, [1, 2, 3, 4].map(container_id));
     assert_eq!(inventory.containers()[&container_id(1)], attached);
-    assert!(inventory.networks().is_empty());
+    // A service's only container must not be missing from the first pass because it has just been renamed.
+    let of_two = &inventory.containers()[&container_id(2)];
+    assert_eq!(of_two.endpoints[&network_id(2)], live(7));
+    assert_eq!(inventory.unknown_containers().count(), 1);
     inventory.upsert_container(container(5));
     let of_five = &inventory.containers()[&container_id(5)].endpoints;
     assert_eq!(of_five[&network_id(2)], live(8));

@@ -23,8 +23,10 @@ impl Planner {
             .filter(|(_, of_it)| of_it.values().any(|last| *last > began));
         newer.containers.extend(read_since.map(|(id, _)| id.clone()));
         let mut readings = BTreeMap::new();
-        let told = |it: &&Container| !newer.containers.contains(&it.id);
-        for container in listing.containers.iter().filter(told) {
+        let known = self.inventory.containers();
+        let stays = |it: &Container| newer.containers.contains(&it.id) && known.contains_key(&it.id);
+        let read: Vec<_> = listing.containers.iter().filter(|it| !stays(it)).collect();
+        for container in read {
             let of_it = self.note_reading(container, began);
             if !of_it.is_empty() {
                 readings.insert(container.id.clone(), of_it);

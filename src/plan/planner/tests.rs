@@ -394,6 +394,29 @@ fn an_inspection_that_a_start_held_up_takes_nothing_back() {
 }
 
 #[test]
+fn the_first_container_of_a_network_guards_it_though_an_event_came_before_it_was_known() {
+    let known = Scene::new().planner;
+    let server = known.inventory().container(&id("server")).unwrap().clone();
+    let listing = |containers| Listing {
+        containers,
+        networks: known.inventory().networks().values().cloned().collect(),
+        ..Listing::default()
+    };
+    let guards = |containers| {
+        let mut planner = planner("10.213.0.0/16");
+        let newer = Changes {
+            containers: BTreeSet::from([id("server")]),
+            ..Changes::default()
+        };
+        planner.reset_except(listing(containers), planner.moment(), newer);
+        let _plan = planner.plan();
+        planner.guarded.contains(&network())
+    };
+    assert!(guards(vec![server]));
+    assert!(!guards(Vec::new()));
+}
+
+#[test]
 fn a_listing_takes_nothing_back_that_was_read_since() {
     let mut scene = Scene::new();
     let began = scene.planner.moment();
