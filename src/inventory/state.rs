@@ -81,6 +81,14 @@ impl Inventory {
         self.containers.get(id)
     }
 
+    /// What was last seen of an attachment, whether or not its container is known.
+    pub fn endpoint(&self, container: &ContainerId, network: &NetworkId) -> Option<&Endpoint> {
+        match self.containers.get(container) {
+            Some(container) => container.endpoints.get(network),
+            None => self.early.get(container)?.get(network),
+        }
+    }
+
     /// The network of that id.
     pub fn network(&self, id: &NetworkId) -> Option<&Network> {
         self.networks.get(id)

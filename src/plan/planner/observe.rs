@@ -25,8 +25,9 @@ impl Planner {
         let mut readings = BTreeMap::new();
         let known = self.inventory.containers();
         let stays = |it: &Container| newer.containers.contains(&it.id) && known.contains_key(&it.id);
-        let read: Vec<_> = listing.containers.iter().filter(|it| !stays(it)).collect();
+        let read: Vec<_> = listing.containers.iter_mut().filter(|it| !stays(it)).collect();
         for container in read {
+            self.keep_newer(container, began);
             let of_it = self.note_reading(container, began);
             if !of_it.is_empty() {
                 readings.insert(container.id.clone(), of_it);
@@ -238,11 +239,8 @@ impl Planner {
         let Some(readings) = self.readings.get(&container.id) else {
             return;
         };
-        let Some(known) = self.inventory.container(&container.id) else {
-            return;
-        };
         for (network, _) in readings.iter().filter(|(_, last)| **last > began) {
-            let Some(endpoint) = known.endpoints.get(network) else {
+            let Some(endpoint) = self.inventory.endpoint(&container.id, network) else {
                 container.endpoints.remove(network);
                 continue;
             };

@@ -394,6 +394,44 @@ fn an_inspection_that_a_start_held_up_takes_nothing_back() {
 }
 
 #[test]
+fn an_older_reading_of_an_unknown_container_does_not_pass_for_a_later_one() {
+    let mut scene = Scene::new();
+    let server = scene
+        .planner
+        .inventory()
+        .container(&id("server"))
+        .unwrap()
+        .clone();
+    let stranger = Container {
+        id: id("stranger"),
+        ..server.clone()
+    };
+    let (long_ago, of_server) = (scene.planner.moment(), server.endpoints[&network()].clone());
+    // Another port, so that there is a later moment.
+    scene.start("second", "client", 4);
+    let moved = Endpoint {
+        ipv4: Some([172, 18, 0, 9].into()),
+        ..of_server.clone()
+    };
+    let now = scene.planner.moment();
+    scene
+        .planner
+        .set_endpoint(&stranger.id, &network(), moved.clone(), now);
+    scene.planner.upsert_container(stranger.clone(), long_ago);
+    let seen = |scene: &Scene| {
+        scene
+            .planner
+            .inventory()
+            .endpoint(&id("stranger"), &network())
+            .cloned()
+    };
+    assert_eq!(seen(&scene), Some(moved));
+    // What is read now counts.
+    scene.planner.upsert_container(stranger, now);
+    assert_eq!(seen(&scene), Some(of_server));
+}
+
+#[test]
 fn the_first_container_of_a_network_guards_it_though_an_event_came_before_it_was_known() {
     let known = Scene::new().planner;
     let server = known.inventory().container(&id("server")).unwrap().clone();
