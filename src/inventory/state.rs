@@ -81,6 +81,15 @@ impl Inventory {
         self.containers.get(id)
     }
 
+    /// Whether all of these are known.
+    pub fn knows(&self, objects: &Changes) -> bool {
+        objects
+            .containers
+            .iter()
+            .all(|it| self.containers.contains_key(it))
+            && objects.networks.iter().all(|it| self.networks.contains_key(it))
+    }
+
     /// What was last seen of an attachment, whether or not its container is known.
     pub fn endpoint(&self, container: &ContainerId, network: &NetworkId) -> Option<&Endpoint> {
         match self.containers.get(container) {

@@ -195,7 +195,7 @@ impl Daemon {
         let (mut newer, mut unknown) = (Changes::default(), Vec::new());
         for event in &self.meanwhile {
             let touched = event.touches();
-            if !self.knows(&touched) {
+            if !self.planner.inventory().knows(&touched) {
                 unknown.push(event.clone());
             }
             newer.merge(touched);
@@ -225,15 +225,6 @@ impl Daemon {
     fn read_after_loss(&mut self) {
         self.meanwhile.clear();
         self.read(Object::Everything);
-    }
-
-    fn knows(&self, objects: &Changes) -> bool {
-        let inventory = self.planner.inventory();
-        objects
-            .containers
-            .iter()
-            .all(|it| inventory.container(it).is_some())
-            && objects.networks.iter().all(|it| inventory.network(it).is_some())
     }
 
     /// Reads a container that is not known yet. Its inspection waits until it has started: what the list says of it comes
