@@ -190,7 +190,9 @@ fn concluded(result: Result<ExitCode, Refusal>) -> ExitCode {
 /// A runtime for commands that talk to the engine and the kernel.
 fn block_on<T>(future: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        // A request about links holds its thread up until the kernel's lock over all of them is free: the watch and the steps on
+        // bridges and ports may each have one under way, and what the engine answers is to be read all the same.
+        .worker_threads(4)
         .enable_all()
         .build()
         .map_err(|error| Refusal::system("start the runtime", error))?;

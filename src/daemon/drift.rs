@@ -51,13 +51,18 @@ impl Repairs {
         }
     }
 
-    /// Others changed a bridge's or port's setting, or changed it back.
-    pub fn link_observed(&mut self, index: u32, setting: &str, changed: bool) {
-        if changed && self.links.insert(index) {
-            self.notice(format!("{setting} of interface {index}"), None);
-        } else if !changed {
+    /// Others took away a setting that a bridge or port must have, or gave it back.
+    pub fn link_observed(&mut self, index: u32, setting: &str, lost: bool) {
+        if !lost {
             self.links.remove(&index);
+        } else if self.links.insert(index) {
+            self.notice(format!("{setting} of interface {index}"), None);
         }
+    }
+
+    /// A bridge or port is gone: there is nothing to put back.
+    pub fn link_gone(&mut self, index: u32) {
+        self.links.remove(&index);
     }
 
     fn notice(&mut self, what: String, culprit: Option<(&str, u32)>) {
@@ -88,20 +93,26 @@ impl Repairs {
             .map(|drift| format!("not put back yet: {drift}"))
     }
 
-    /// A pass succeeded, and these of its steps on bridges and ports.
-    pub fn pass_done(&mut self, steps: &[LinkStep]) {
-        for step in steps {
-            // Only now it is certain that the port was not on its way out.
-            if let LinkStep::Return { port, .. } = step {
-                self.link_observed(*port, "the bridge", true);
-            }
+    /// A pass succeeded: the tables are as they must be.
+    pub fn pass_done(&mut self) {
+        if self.tables.take().is_some() {
+            self.repaired();
         }
-        let repaired = steps.iter().filter(|step| self.links.remove(&step.interface()));
-        let repaired = repaired.count() + usize::from(self.tables.take().is_some());
-        if repaired == 0 {
-            return;
+    }
+
+    /// A step on a bridge or port succeeded.
+    pub fn link_set(&mut self, step: LinkStep) {
+        // Only now it is certain that the port was not on its way out.
+        if let LinkStep::Return { port, .. } = step {
+            self.link_observed(port, "the bridge", true);
         }
-        self.count += u64::try_from(repaired).unwrap_or(u64::MAX);
+        if self.links.remove(&step.interface()) {
+            self.repaired();
+        }
+    }
+
+    fn repaired(&mut self) {
+        self.count += 1;
         let elapsed = self.noticed.map_or(0, |at| {
             u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX)
         });

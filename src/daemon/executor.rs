@@ -71,13 +71,6 @@ impl KernelError {
     }
 }
 
-/// What a pass did, for the log.
-#[derive(Debug, Clone, Default)]
-pub struct Outcome {
-    /// The steps on bridges and ports that succeeded.
-    pub links: Vec<LinkStep>,
-}
-
 impl Kernel {
     /// Opens every socket that is needed.
     ///
@@ -177,15 +170,28 @@ impl Kernel {
     /// # Errors
     /// When rules could not be changed; bridges and ports are only warned about, since a frame that
     /// misses `inet forward` is dropped by `bridge sealed`.
-    pub async fn carry_out(&mut self, plan: &Plan, planner: &mut Planner) -> Result<Outcome, KernelError> {
-        let result = self.try_to_carry_out(plan, planner).await;
+    pub async fn carry_out(&mut self, plan: &Plan, planner: &mut Planner) -> Result<(), KernelError> {
+        self.change_rules(plan, planner).await?;
+        for step in &plan.links {
+            let result = link_step(&self.links, *step).await;
+            link_step_done(planner, *step, result);
+        }
+        Ok(())
+    }
+
+    /// The part of [`Self::carry_out`] that bridges and ports are no part of.
+    ///
+    /// # Errors
+    /// When rules could not be changed.
+    pub async fn change_rules(&mut self, plan: &Plan, planner: &mut Planner) -> Result<(), KernelError> {
+        let result = self.try_to_change_rules(plan, planner).await;
         if result.as_ref().is_err_and(|error| !error.left_everything()) {
             planner.kernel_lost();
         }
         result
     }
 
-    async fn try_to_carry_out(&mut self, plan: &Plan, planner: &mut Planner) -> Result<Outcome, KernelError> {
+    async fn try_to_change_rules(&mut self, plan: &Plan, planner: &mut Planner) -> Result<(), KernelError> {
         fault::point("pass-begins");
         if matches!(plan.kernel, KernelStep::Structure(_) | KernelStep::Replace(_))
             && let Some(fault) = check::faults(&planner.structure().ruleset).into_iter().next()
@@ -219,20 +225,7 @@ impl Kernel {
         }
         fault::point("kernel-changed");
         planner.kernel_applied();
-        let mut outcome = Outcome::default();
-        for step in &plan.links {
-            match self.link_step(*step).await {
-                Ok(()) => {
-                    planner.link_applied(*step);
-                    outcome.links.push(*step);
-                }
-                // The event that it is gone is on its way.
-                Err(error) if error.is_gone() => planner.link_gone(*step),
-                Err(error) => warn!(%error, ?step, "a bridge or port could not be changed"),
-            }
-            fault::point("link-changed");
-        }
-        Ok(outcome)
+        Ok(())
     }
 
     /// The part of a plan that needs no nft and opens nothing: elements of released addresses.
@@ -309,24 +302,41 @@ impl Kernel {
         }
         Ok(())
     }
+}
 
-    async fn link_step(&self, step: LinkStep) -> Result<(), LinkError> {
-        match step {
-            LinkStep::NetfilterCalls { bridge } => {
-                self.links
-                    .set_netfilter_calls(
-                        bridge,
-                        NetfilterCalls {
-                            ipv4: true,
-                            ipv6: true,
-                        },
-                    )
-                    .await
-            }
-            LinkStep::Isolate { port, isolated } => self.links.set_isolated(port, isolated).await,
-            LinkStep::Return { port, bridge } => self.links.set_bridge(port, bridge).await,
+/// Sets one bridge or port. It waits for the kernel's one lock over all links, which the engine holds often and long while
+/// many containers start.
+pub(super) async fn link_step(links: &Links, step: LinkStep) -> Result<(), LinkError> {
+    let result = match step {
+        LinkStep::NetfilterCalls { bridge } => {
+            let calls = NetfilterCalls {
+                ipv4: true,
+                ipv6: true,
+            };
+            links.set_netfilter_calls(bridge, calls).await
+        }
+        LinkStep::Isolate { port, isolated } => links.set_isolated(port, isolated).await,
+        LinkStep::Return { port, bridge } => links.set_bridge(port, bridge).await,
+    };
+    fault::point("link-changed");
+    result
+}
+
+/// Tells the planner what became of such a step. Returns whether it succeeded.
+pub(super) fn link_step_done(planner: &mut Planner, step: LinkStep, result: Result<(), LinkError>) -> bool {
+    match result {
+        Ok(()) => {
+            planner.link_applied(step);
+            return true;
+        }
+        // The event that it is gone is on its way.
+        Err(error) if error.is_gone() => planner.link_gone(step),
+        Err(error) => {
+            warn!(%error, ?step, "a bridge or port could not be changed");
+            planner.link_failed(step);
         }
     }
+    false
 }
 
 fn base_chains(ruleset: &Ruleset) -> impl Iterator<Item = (TableFamily, &ChainName, Hook)> {

@@ -7,13 +7,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use serde_json::Value;
 use tokio::process::{Child, Command};
 
 use crate::engine::{Lab, output};
 use crate::figure::Figure;
 use crate::held::{Held, difference, tables};
-use crate::shop::{Container, DECLARED, Leaks, POLICY, Shop, Spec, UNDECLARED, closed, flows};
+use crate::shop::{Container, DECLARED, Leaks, POLICY, Shop, Spec, UNDECLARED, closed, flows, repairs};
 
 const NETWORK: &str = "shop_default";
 const HOST: &str = "198.51.100.1";
@@ -190,8 +189,7 @@ impl Scene {
         output("nft", &["delete", "table", "inet", "firewall"], "").await?;
         let status = self.shop.daemon.status().await?;
         let mut failed = difference(&ours, &tables().await?);
-        let repairs = |status: &Value| status.pointer("/passes/repairs").cloned();
-        if status["state"] != "enforcing" || repairs(&status) != repairs(&before) {
+        if status["state"] != "enforcing" || repairs(&status)? != repairs(&before)? {
             failed = failed.or(Some(format!("others' rules are none of ours: {status}")));
         }
         failed = failed.or(tried.outside.missing());
@@ -209,16 +207,14 @@ impl Scene {
     /// `nft flush ruleset` and the firewall's own file, as at a start or reload of nftables.service; then the engine's rules.
     async fn flushed(&mut self) -> anyhow::Result<Figure> {
         let (rules, ours) = (Rules::save().await?, tables().await?);
-        let before = self.shop.daemon.status().await?;
-        let before = before.pointer("/passes/repairs").and_then(Value::as_u64);
+        let before = repairs(&self.shop.daemon.status().await?)?;
         let (status, opened) = self
             .tried(async |scene| {
                 output("nft", &["-f", "-"], &format!("flush ruleset\n{OWN}")).await?;
                 let begun = Instant::now();
                 let status = loop {
                     let status = scene.shop.daemon.status().await?;
-                    let repairs = status.pointer("/passes/repairs").and_then(Value::as_u64);
-                    if repairs > before && status["state"] == "enforcing" {
+                    if repairs(&status)? > before && status["state"] == "enforcing" {
                         break status;
                     }
                     if begun.elapsed() > PATIENCE {

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::engine::{Lab, output};
 use crate::figure::Figure;
 use crate::held::{Held, difference, tables};
-use crate::shop::{Container, DECLARED, POLICY, Shop, Staff, UNDECLARED, flows};
+use crate::shop::{Container, DECLARED, POLICY, Shop, Staff, UNDECLARED, flows, repairs};
 
 const NETWORK: &str = "shop_default";
 /// Far below the slow timer's 60 s: what is put back sooner was noticed by notification.
@@ -105,11 +105,7 @@ impl Scene {
     }
 
     async fn repairs(&self) -> anyhow::Result<u64> {
-        let status = self.shop.daemon.status().await?;
-        status
-            .pointer("/passes/repairs")
-            .and_then(Value::as_u64)
-            .context("status counts no repairs")
+        repairs(&self.shop.daemon.status().await?)
     }
 
     /// Waits until one more repair is counted and all is in force; the status then.
@@ -117,8 +113,7 @@ impl Scene {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let status = self.shop.daemon.status().await?;
-            let repairs = status.pointer("/passes/repairs").and_then(Value::as_u64);
-            if repairs > Some(before) && status["state"] == "enforcing" {
+            if repairs(&status)? > before && status["state"] == "enforcing" {
                 return Ok(status);
             }
             if Instant::now() > deadline {

@@ -10,7 +10,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::engine::Lab;
 use crate::figure::Figure;
-use crate::shop::{DECLARED, Leaks, POLICY, Shop, Spec, UNDECLARED, closed, flows};
+use crate::shop::{DECLARED, Leaks, POLICY, Shop, Spec, UNDECLARED, closed, flows, repairs};
 
 const NETWORK: &str = "shop_default";
 /// Long enough for two SYNs that are lost, on a machine that starts 50 containers at once.
@@ -48,6 +48,7 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
             format!("{late} of all {started} did not connect at the first SYN: at least {PERCENT} % must");
         last.failed.get_or_insert(text);
     }
+    figures.push(unrepaired(&shop, started as u64).await?);
     figures.push(stopped(&mut shop, &targets).await?);
     Ok(closed(shop, "race", figures).await)
 }
@@ -114,6 +115,18 @@ fn figure(name: &str, reports: &[Leaks], elapsed: Duration) -> Figure {
         failed: missing,
         ..Figure::default()
     }
+}
+
+/// Nobody but the daemon and the engine changed anything: what the daemon sets itself is not to look like a change by others.
+async fn unrepaired(shop: &Shop, tried: u64) -> anyhow::Result<Figure> {
+    let status = shop.daemon.status().await?;
+    let failed = (repairs(&status)? > 0).then(|| format!("repaired what was not touched: {status}"));
+    Ok(Figure {
+        name: "race: nothing looks like a change by others".to_owned(),
+        tried,
+        failed,
+        ..Figure::default()
+    })
 }
 
 /// The daemon is stopped during the start: nothing opens; it goes on, and the declared flow works.

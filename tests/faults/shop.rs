@@ -444,6 +444,12 @@ impl Shop {
     }
 }
 
+/// How often the daemon has put back what others had changed.
+pub(crate) fn repairs(status: &Value) -> anyhow::Result<u64> {
+    let count = status.pointer("/passes/repairs").and_then(Value::as_u64);
+    count.context("status counts no repairs")
+}
+
 /// Closes the shop; what went wrong there is a figure of its own and costs no other.
 pub(crate) async fn closed(shop: Shop, scenario: &str, mut figures: Vec<Figure>) -> Vec<Figure> {
     if let Err(error) = shop.close().await {

@@ -18,7 +18,7 @@ use tracing::{debug, error, info, warn};
 use crate::daemon::control::{self, InForce};
 use crate::daemon::drift::{self, Repairs};
 use crate::daemon::endings::{Ended, Endings, Report, host_addresses, permits};
-use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, network_step};
+use crate::daemon::executor::{Kernel, NetworkOutcome, StepError, link_step, link_step_done, network_step};
 use crate::daemon::expiry::Expiry;
 use crate::daemon::findings::Findings;
 use crate::daemon::flows::{self, FlowLog, Informant, Update};
@@ -46,7 +46,7 @@ use crate::kernel::links::{LinkError, LinkEvent, LinkWatch, Links, Snapshot};
 use crate::kernel::{bridge_netfilter, privilege};
 use crate::model::{OnUnenforceable, Rights, Standing};
 use crate::plan::networks::{NetworkStep, PoolExhausted, Subject};
-use crate::plan::{Doubt, KernelStep, Moment, Plan, Planner};
+use crate::plan::{Doubt, KernelStep, LinkStep, Moment, Plan, Planner};
 use crate::policy::{Loaded, Policy, SourceFile};
 use crate::settings::Settings;
 
@@ -95,6 +95,7 @@ pub async fn run(settings: Settings) -> Result<(), Refusal> {
             Some(report) = inputs.endings.recv() => daemon.flows_report(report),
             Some(reading) = inputs.readings.recv() => daemon.reading(reading),
             Some(event) = inputs.engine.recv() => daemon.engine_event(event),
+            Some(done) = inputs.links_done.recv() => daemon.link_done(done),
             Some(done) = inputs.steps.recv() => daemon.step_done(done),
             Some(subject) = inputs.retries.recv() => daemon.retry(&subject),
             Some(kept) = inputs.kept.recv() => daemon.kept(kept),
@@ -137,6 +138,7 @@ struct Inputs {
     endings: mpsc::UnboundedReceiver<Report>,
     readings: mpsc::UnboundedReceiver<Finished>,
     steps: mpsc::UnboundedReceiver<StepDone>,
+    links_done: mpsc::UnboundedReceiver<LinkDone>,
     retries: mpsc::UnboundedReceiver<Retry>,
     generations: mpsc::Receiver<GenerationEvent>,
     kept: mpsc::UnboundedReceiver<Kept>,
@@ -152,6 +154,12 @@ struct Inputs {
 struct StepDone {
     step: NetworkStep,
     result: Result<NetworkOutcome, StepError>,
+}
+
+/// A step on a bridge or port that is over.
+struct LinkDone {
+    step: LinkStep,
+    result: Result<(), LinkError>,
 }
 
 /// What is tried again after a pause.
@@ -268,6 +276,9 @@ struct Daemon {
     /// systemd, where it waits for us.
     manager: Manager,
     steps: mpsc::UnboundedSender<StepDone>,
+    /// For steps on bridges and ports, which may take long.
+    links: Arc<Links>,
+    link_steps: mpsc::UnboundedSender<LinkDone>,
     retries: mpsc::UnboundedSender<Retry>,
     _lock: Lock,
 }
@@ -336,6 +347,7 @@ impl Daemon {
 
         let (reader, readings) = Reader::new();
         let (steps_sender, steps) = mpsc::unbounded_channel();
+        let (link_steps_sender, links_done) = mpsc::unbounded_channel();
         let (retries_sender, retries) = mpsc::unbounded_channel();
         let (keeper, kept) = Keeper::start(store.clone());
         let listen = |kind| signal(kind).map_err(|error| Refusal::system("listen to signals", error));
@@ -345,6 +357,7 @@ impl Daemon {
             endings: ending_reports,
             readings,
             steps,
+            links_done,
             retries,
             generations,
             kept,
@@ -406,6 +419,8 @@ impl Daemon {
             manager: Manager::start()
                 .map_err(|error| Refusal::system("start the thread that tells systemd", error))?,
             steps: steps_sender,
+            links: Arc::new(Links::open().map_err(Refusal::kernel)?),
+            link_steps: link_steps_sender,
             retries: retries_sender,
             _lock: lock,
         };
@@ -429,6 +444,8 @@ impl Daemon {
                 self.reading(reading)
             } else if let Ok(event) = inputs.engine.try_recv() {
                 self.engine_event(event)
+            } else if let Ok(done) = inputs.links_done.try_recv() {
+                self.link_done(done)
             } else if let Ok(done) = inputs.steps.try_recv() {
                 self.step_done(done)
             } else if let Ok(event) = inputs.generations.try_recv() {

@@ -191,13 +191,14 @@ impl Daemon {
         let result = if self.kernel_failure.as_ref().is_some_and(waiting) {
             self.kernel.close(plan, &mut self.planner).map(|_| None)
         } else {
-            self.kernel.carry_out(plan, &mut self.planner).await.map(Some)
+            self.kernel.change_rules(plan, &mut self.planner).await.map(Some)
         };
         match result {
             Ok(None) => {}
-            Ok(Some(outcome)) => {
+            Ok(Some(())) => {
                 self.kernel_failure = None;
-                self.repairs.pass_done(&outcome.links);
+                self.repairs.pass_done();
+                self.start_link_steps(&plan.links);
                 self.log_pass(cause, plan, started);
             }
             Err(failure) => {
@@ -209,6 +210,33 @@ impl Daemon {
                 self.retry_later(Retry::Kernel, attempts);
             }
         }
+    }
+
+    /// Bridges and ports are set beside the loop: until then a frame that misses `inet forward` is dropped by `bridge sealed`.
+    fn start_link_steps(&mut self, steps: &[LinkStep]) {
+        if steps.is_empty() {
+            return;
+        }
+        steps.iter().for_each(|step| self.planner.link_started(*step));
+        let (links, sender, steps) = (Arc::clone(&self.links), self.link_steps.clone(), steps.to_vec());
+        tokio::spawn(async move {
+            for step in steps {
+                let result = link_step(&links, step).await;
+                let _ = sender.send(LinkDone { step, result });
+            }
+        });
+    }
+
+    /// Takes what became of a step on a bridge or port; one that failed comes again with the next pass.
+    pub(super) fn link_done(&mut self, done: LinkDone) -> Option<Cause> {
+        let LinkDone { step, result } = done;
+        self.unpublished = true;
+        if !link_step_done(&mut self.planner, step, result) {
+            return None;
+        }
+        self.repairs.link_set(step);
+        // Something else may be wanted of it by now.
+        Some("link set")
     }
 
     /// Has those connections ended that can be ended now.
@@ -381,8 +409,10 @@ impl Daemon {
                 .reasons
                 .push(format!("the engine has not answered a listing for {seconds} s"));
         }
-        status.settled =
-            self.planner.busy().next().is_none() && !self.reader.is_busy() && !self.planner.is_ending();
+        status.settled = !self.planner.is_changing_links()
+            && self.planner.busy().next().is_none()
+            && !self.reader.is_busy()
+            && !self.planner.is_ending();
         status.state = if self.reader.engine().is_none() {
             State::Waiting
         } else if !self.listed || self.policy.revision.is_none() && status.reasons.is_empty() {

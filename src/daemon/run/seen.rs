@@ -9,7 +9,10 @@ impl Daemon {
         debug!(?event, "link event");
         match event {
             LinkEvent::Bridge(bridge) => self.planner.upsert_bridge(bridge.index, bridge.name),
-            LinkEvent::BridgeGone(index) => self.planner.remove_bridge(index),
+            LinkEvent::BridgeGone(index) => {
+                self.planner.remove_bridge(index);
+                self.repairs.link_gone(index);
+            }
             LinkEvent::Port(port) => {
                 let index = port.index;
                 self.planner.upsert_port(port);
@@ -19,23 +22,29 @@ impl Daemon {
                     self.explain(index);
                 }
             }
-            LinkEvent::PortGone(index) => self.planner.remove_port(index),
+            LinkEvent::PortGone(index) => {
+                self.planner.remove_port(index);
+                self.repairs.link_gone(index);
+            }
             LinkEvent::Calls { bridge, calls } => {
-                let changed = self.planner.observe_calls(bridge, calls) && !calls;
-                self.repairs
-                    .link_observed(bridge, "bridge netfilter's call", changed);
+                let lost = self.planner.observe_calls(bridge, calls);
+                self.link_observed(bridge, "bridge netfilter's call", lost);
             }
             LinkEvent::Isolated { port, isolated } => {
-                let changed = self.planner.observe_isolated(port, isolated);
-                self.repairs.link_observed(
-                    port,
-                    "isolation",
-                    changed && self.planner.wants_isolated(port) != isolated,
-                );
+                let lost = self.planner.observe_isolated(port, isolated);
+                self.link_observed(port, "isolation", lost);
             }
             LinkEvent::Resync => self.list_links().await,
         }
         Some("link event")
+    }
+
+    /// Others took away what a bridge or port must have, or gave it back. What we set ourselves counts when that is over: the kernel
+    /// may tell of it earlier.
+    fn link_observed(&mut self, interface: u32, setting: &str, lost: bool) {
+        if lost || !self.planner.is_changing(interface) {
+            self.repairs.link_observed(interface, setting, lost);
+        }
     }
 
     /// Reads the networks of a port that nobody explained yet, for a while.

@@ -160,15 +160,38 @@ impl Planner {
         self.endings.sweep = true;
     }
 
-    /// A step on a bridge or port succeeded.
+    /// A step on a bridge or port is under way: no other of the same interface is planned until it is done.
+    pub fn link_started(&mut self, step: LinkStep) {
+        self.changing.insert(step.interface(), Meanwhile::Silence);
+    }
+
+    /// A step on a bridge or port failed, and is planned again.
+    pub fn link_failed(&mut self, step: LinkStep) {
+        self.changing.remove(&step.interface());
+    }
+
+    /// Whether a step on this bridge or port is under way.
+    pub fn is_changing(&self, interface: u32) -> bool {
+        self.changing.contains_key(&interface)
+    }
+
+    /// Whether a step on any bridge or port is under way.
+    pub fn is_changing_links(&self) -> bool {
+        !self.changing.is_empty()
+    }
+
+    /// A step on a bridge or port succeeded. What the kernel told of the interface meanwhile counts for more: others may have
+    /// changed it again.
     pub fn link_applied(&mut self, step: LinkStep) {
+        let told = self.changing.remove(&step.interface()) == Some(Meanwhile::Told);
         match step {
-            LinkStep::NetfilterCalls { bridge } => {
+            LinkStep::NetfilterCalls { bridge } if !told => {
                 self.calling.insert(bridge);
             }
-            LinkStep::Isolate { port, isolated } => {
+            LinkStep::Isolate { port, isolated } if !told => {
                 self.isolated.insert(port, isolated);
             }
+            LinkStep::NetfilterCalls { .. } | LinkStep::Isolate { .. } => {}
             LinkStep::Return { port, .. } => {
                 if let Some(home) = self.homes.get_mut(port) {
                     home.returned = true;
@@ -179,28 +202,32 @@ impl Planner {
 
     /// What a step on a bridge or port was for is gone.
     pub fn link_gone(&mut self, step: LinkStep) {
+        self.changing.remove(&step.interface());
         self.homes.remove(step.interface());
     }
 
-    /// Takes whether a bridge hands its frames to br_netfilter. Returns whether it was known to do otherwise.
+    /// Takes whether a bridge hands its frames to br_netfilter. Returns whether it no longer does, and must.
     pub fn observe_calls(&mut self, bridge: u32, calls: bool) -> bool {
-        self.unset.insert(bridge);
+        self.observed(bridge);
         if calls {
-            self.calling.insert(bridge)
-        } else {
-            self.calling.remove(&bridge)
+            self.calling.insert(bridge);
+            return false;
         }
+        self.calling.remove(&bridge) && self.is_guarded_bridge(bridge)
     }
 
-    /// Takes whether a port is isolated. Returns whether it was known to be otherwise.
+    /// Takes whether a port is isolated. Returns whether it no longer is, and must be.
     pub fn observe_isolated(&mut self, port: u32, isolated: bool) -> bool {
-        self.unset.insert(port);
-        self.isolated.insert(port, isolated).unwrap_or(false) != isolated
+        self.observed(port);
+        let before = self.isolated.insert(port, isolated);
+        before == Some(true) && !isolated && self.role(port) == Some(Role::Caller)
     }
 
-    /// Whether this port is to be isolated.
-    pub fn wants_isolated(&self, port: u32) -> bool {
-        self.role(port) == Some(Role::Caller)
+    pub(super) fn observed(&mut self, interface: u32) {
+        self.unset.insert(interface);
+        if let Some(meanwhile) = self.changing.get_mut(&interface) {
+            *meanwhile = Meanwhile::Told;
+        }
     }
 
     /// Takes a full listing of these settings.

@@ -67,6 +67,13 @@ pub enum LinkStep {
     Return { port: u32, bridge: u32 },
 }
 
+/// What the kernel told of a bridge or port while it is being changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meanwhile {
+    Silence,
+    Told,
+}
+
 impl LinkStep {
     /// The interface that it changes.
     pub fn interface(self) -> u32 {
@@ -179,6 +186,8 @@ pub struct Planner {
     held: Held,
     calling: BTreeSet<u32>,
     isolated: BTreeMap<u32, bool>,
+    /// Bridges and ports that are being changed.
+    changing: BTreeMap<u32, Meanwhile>,
     homes: Homes,
     busy: BTreeMap<Subject, NetworkStep>,
     endings: Endings,
@@ -217,6 +226,7 @@ impl Planner {
             held: Held::Anything,
             calling: BTreeSet::new(),
             isolated: BTreeMap::new(),
+            changing: BTreeMap::new(),
             homes: Homes::default(),
             busy: BTreeMap::new(),
             endings: Endings::new(),

@@ -166,6 +166,7 @@ impl Planner {
         if let Some(name) = self.links.bridge_name(index).cloned() {
             self.links.remove_bridge(index);
             self.calling.remove(&index);
+            self.observed(index);
             self.dirty.bridges.insert(index);
             self.note_bridges(&name);
         }
@@ -191,6 +192,7 @@ impl Planner {
             self.links.remove_port(index);
             self.since.remove(&index);
             self.isolated.remove(&index);
+            self.observed(index);
             self.port_gone(&port);
         }
     }

@@ -8,6 +8,10 @@ impl Planner {
         let mut steps = Vec::new();
         let mut unset = std::mem::take(&mut self.unset);
         unset.retain(|interface| {
+            // One at a time: what is still to be done comes when that is over.
+            if self.changing.contains_key(interface) {
+                return true;
+            }
             let before = steps.len();
             steps.extend(self.settings(*interface));
             steps.len() > before || self.is_astray(*interface)
@@ -48,7 +52,7 @@ impl Planner {
             .is_some_and(|home| bridge != Some(home.bridge))
     }
 
-    fn is_guarded_bridge(&self, index: u32) -> bool {
+    pub(super) fn is_guarded_bridge(&self, index: u32) -> bool {
         let view = self.view();
         let mut networks = view.networks_on(index);
         networks.any(|network| self.guarded.contains(&network.id))

@@ -498,3 +498,42 @@ fn a_port_without_a_known_endpoint_has_its_network_read() {
     });
     assert_eq!(scene.planner.unexplained(200), []);
 }
+
+#[test]
+fn a_bridge_that_is_being_set_is_left_until_that_is_over() {
+    let mut scene = Scene::new();
+    let step = LinkStep::NetfilterCalls { bridge: BRIDGE };
+    assert_eq!(scene.carry_out().links, [step]);
+    scene.planner.link_started(step);
+    assert_eq!(scene.carry_out().links, []);
+    scene.planner.link_failed(step);
+    assert_eq!(scene.carry_out().links, [step]);
+    scene.planner.link_started(step);
+    scene.planner.link_applied(step);
+    assert_eq!(scene.carry_out().links, []);
+    assert!(!scene.planner.observe_calls(BRIDGE, true), "that was ours");
+    assert!(scene.planner.observe_calls(BRIDGE, false));
+    assert_eq!(scene.carry_out().links, [step]);
+}
+
+#[test]
+fn what_others_set_while_a_bridge_is_being_set_is_not_forgotten_when_that_is_over() {
+    let mut scene = Scene::new();
+    let step = LinkStep::NetfilterCalls { bridge: BRIDGE };
+    scene.planner.link_started(step);
+    assert!(!scene.planner.observe_calls(BRIDGE, true), "that was ours");
+    assert!(scene.planner.observe_calls(BRIDGE, false));
+    scene.planner.link_applied(step);
+    assert_eq!(scene.carry_out().links, [step]);
+}
+
+#[test]
+fn what_others_set_on_a_bridge_without_guarded_network_is_theirs() {
+    let mut scene = Scene::new();
+    let theirs = BRIDGE + 1;
+    scene.planner.upsert_bridge(theirs, "br0".parse().unwrap());
+    assert!(!scene.planner.observe_calls(theirs, true));
+    assert!(!scene.planner.observe_calls(theirs, false));
+    assert!(!scene.planner.observe_calls(BRIDGE, true));
+    assert!(scene.planner.observe_calls(BRIDGE, false));
+}

@@ -216,6 +216,8 @@ struct Story {
     ending: u64,
     residents: BTreeMap<ContainerId, Resident>,
     subnets: Vec<IpNet>,
+    /// Steps on bridges and ports that are under way.
+    changing: Vec<LinkStep>,
 }
 
 impl Story {
@@ -227,6 +229,7 @@ impl Story {
             ending: 0,
             residents: BTreeMap::new(),
             subnets: Vec::new(),
+            changing: Vec::new(),
         }
     }
 
@@ -282,6 +285,14 @@ impl Story {
                 false => planner.flows_ended(self.ending),
             },
             30..=31 => self.engine_answers(dice),
+            32 => {
+                let over = self.changing.pop().into_iter();
+                over.for_each(|step| match dice.roll(3) {
+                    0 => planner.link_failed(step),
+                    1 => planner.link_gone(step),
+                    _ => planner.link_applied(step),
+                });
+            }
             _ => self.pass(dice),
         }
     }
@@ -345,8 +356,13 @@ impl Story {
             }
         }
         for step in plan.links {
-            if !dice.one_in(4) {
-                self.planner.link_applied(step);
+            match dice.roll(4) {
+                0 => {}
+                1 => {
+                    self.planner.link_started(step);
+                    self.changing.push(step);
+                }
+                _ => self.planner.link_applied(step),
             }
         }
         for step in &plan.networks {
