@@ -1,4 +1,4 @@
-# What people do with the project. `demo`, `test` and `setup` install Debian packages and make network namespaces: run them as root.
+# What people do with the project. `demo`, `test`, `bench` and `setup` install Debian packages and make network namespaces: run them as root.
 .PHONY: help setup build demo test faults engines soak lint bench package image book
 
 help:
@@ -52,6 +52,7 @@ book:
 	@echo "target/book/html/index.html"
 
 bench: setup
+	@tests/engine/private-engine setup iperf3
 	@cargo bench --locked --bench claims -- $(ARGS)
 
 package:

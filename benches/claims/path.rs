@@ -1,4 +1,4 @@
-//! What a packet pays: new connections, throughput and latency between two network namespaces on a bridge.
+//! What a packet pays: new connections, throughput (of iperf3) and latency between two network namespaces on a bridge.
 //!
 //! Every measurement stands right beside one of the baseline, and their ratio is what counts: a busy machine slows both. The
 //! goals are held against the ratio of what a second of processor time achieves, at both ends and in the kernel on their behalf:
@@ -23,6 +23,8 @@ const SERVER: usize = 0;
 const CLIENT: usize = 1;
 /// What service 1 may dial of service 0.
 const DECLARED: u16 = 8001;
+/// The same, for iperf3.
+const IPERF3: u16 = 9000;
 /// What another service may.
 const UNDECLARED: u16 = 8002;
 
@@ -50,21 +52,20 @@ struct Stage {
 pub(crate) fn run(report: &mut Report) {
     let mut stage = Stage::build();
     stage.ends.serve(&[DECLARED, UNDECLARED]);
-    let mut ways = stage.ways(report.effort);
-    let rounds = report.effort.of(3, 7);
-    let time = report
-        .effort
-        .of(Duration::from_millis(50), Duration::from_millis(300));
+    let _iperf3 = stage.ends.serve_iperf3(IPERF3);
+    let effort = report.effort;
+    let mut ways = stage.ways(effort);
+    let rounds = effort.of(3, 7);
     let mut found: Vec<[Found; 3]> = ways.iter().map(|_| Default::default()).collect();
     for _ in 0..rounds {
         for ((_, way), found) in ways.iter_mut().zip(&mut found) {
             stage.take(&mut Way::Called);
             for (kind, found) in KINDS.iter().zip(found.iter_mut()) {
-                found.baselines.push((kind.measure)(&stage.ends, time));
+                found.baselines.push((kind.measure)(&stage.ends, effort));
             }
             stage.take(way);
             for (kind, found) in KINDS.iter().zip(found.iter_mut()) {
-                found.values.push((kind.measure)(&stage.ends, time));
+                found.values.push((kind.measure)(&stage.ends, effort));
             }
         }
     }
@@ -77,7 +78,7 @@ pub(crate) fn run(report: &mut Report) {
 struct Kind {
     name: &'static str,
     unit: &'static str,
-    measure: fn(&Ends, Duration) -> Rate,
+    measure: fn(&Ends, Effort) -> Rate,
     /// Of the baseline.
     goal: f64,
 }
@@ -86,22 +87,26 @@ const KINDS: [Kind; 3] = [
     Kind {
         name: "new connections",
         unit: "1/s",
-        measure: Ends::connections,
+        measure: |ends, effort| ends.connections(time(effort)),
         goal: 0.97,
     },
     Kind {
         name: "throughput",
         unit: "MiB/s",
-        measure: Ends::throughput,
+        measure: |ends, effort| ends.throughput(IPERF3, effort.of("64M", "512M")),
         goal: 0.99,
     },
     Kind {
         name: "round trips",
         unit: "1/s",
-        measure: Ends::round_trips,
+        measure: |ends, effort| ends.round_trips(time(effort)),
         goal: 0.99,
     },
 ];
+
+fn time(effort: Effort) -> Duration {
+    effort.of(Duration::from_millis(50), Duration::from_millis(300))
+}
 
 /// Each value and the baseline that was measured right before it.
 #[derive(Default)]
@@ -217,6 +222,11 @@ impl Stage {
 
     fn ways(&self, effort: Effort) -> Vec<(String, Way)> {
         let ours = |shape: Shape| {
+            // With iperf3's port.
+            let shape = Shape {
+                changed: true,
+                ..shape
+            };
             let mut planner = scene::planner(shape.rights());
             let host = Host {
                 endpoints: shape.services * 10,
@@ -300,6 +310,8 @@ fn linear(count: usize) -> String {
         };
         writeln!(text, "ip saddr {from} ip daddr {to} tcp dport {port} accept").unwrap();
     }
+    let (from, to) = (address(CLIENT), address(SERVER));
+    writeln!(text, "ip saddr {from} ip daddr {to} tcp dport {IPERF3} accept").unwrap();
     text + "}\n}"
 }
 

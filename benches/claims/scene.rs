@@ -34,7 +34,7 @@ pub(crate) struct Shape {
     pub(crate) services: usize,
     /// Edges into service 0, from the services after it; the others have [`CALLERS`].
     pub(crate) into_first: usize,
-    /// Whether the edge from service 1 to service 0 has one port more.
+    /// Whether the edge from service 1 to service 0 has one port more: 9000.
     pub(crate) changed: bool,
 }
 

@@ -2,15 +2,19 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{setsockopt, sockopt};
+use serde_json::Value;
 
 const DENIED_AFTER: Duration = Duration::from_millis(300);
+/// How long iperf3 may take to listen: at first, and after each measurement.
+const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Two network namespaces, each by its file.
 #[derive(Debug, Clone)]
@@ -37,6 +41,30 @@ impl Rate {
             on_the_wall: achieved / begun.elapsed().as_secs_f64(),
             of_processor_time: achieved / (processor_time() - before),
         }
+    }
+
+    /// In MiB, as the receiver counts them.
+    fn told_by_iperf3(report: &[u8]) -> Self {
+        let report: Value = serde_json::from_slice(report).unwrap();
+        let number = |of: &str, what: &str| report["end"][of][what].as_f64().unwrap();
+        let on_the_wall = number("sum_received", "bits_per_second") / 8.0 / f64::from(1 << 20);
+        let percent = |end: &str| number("cpu_utilization_percent", end);
+        let processors = (percent("host_total") + percent("remote_total")) / 100.0;
+        Self {
+            on_the_wall,
+            of_processor_time: on_the_wall / processors,
+        }
+    }
+}
+
+/// A server of iperf3, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Iperf3(Child);
+
+impl Drop for Iperf3 {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _gone = self.0.wait();
     }
 }
 
@@ -68,14 +96,21 @@ impl Ends {
         }
     }
 
-    /// In the client's namespace, on a thread of its own.
+    pub(crate) fn serve_iperf3(&self, port: u16) -> Iperf3 {
+        within(&self.server, move || {
+            let server = Command::new("iperf3")
+                .args(["-s", "-p", &port.to_string()])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn();
+            Iperf3(server.expect("iperf3 can be run: `make bench` installs it"))
+        })
+    }
+
+    /// In the client's namespace.
     fn as_client<T: Send + 'static>(&self, body: impl FnOnce(SocketAddr) -> T + Send + 'static) -> T {
-        let (namespace, at) = (self.client.clone(), self.at);
-        let thread = thread::spawn(move || {
-            enter(&namespace);
-            body(at)
-        });
-        thread.join().unwrap()
+        let at = self.at;
+        within(&self.client, move || body(at))
     }
 
     pub(crate) fn passes(&self, port: u16) -> bool {
@@ -106,21 +141,24 @@ impl Ends {
         self.as_client(move |at| Rate::of(|| run(at)))
     }
 
-    /// One stream's MiB, as the receiver counts them.
-    pub(crate) fn throughput(&self, time: Duration) -> Rate {
-        let run = move |at| {
-            let mut stream = TcpStream::connect(at).unwrap();
-            let block = vec![b's'; 1 << 17];
+    /// The MiB of one stream that sends so many bytes to iperf3's server at this port.
+    pub(crate) fn throughput(&self, port: u16, bytes: &'static str) -> Rate {
+        self.as_client(move |at| {
+            let mut client = Command::new("iperf3");
+            client
+                .args(["-c", &at.ip().to_string(), "-p", &port.to_string()])
+                .args(["-n", bytes, "-J", "--connect-timeout", "1000"])
+                .stdin(Stdio::null());
             let begun = Instant::now();
-            while begun.elapsed() < time {
-                stream.write_all(&block).unwrap();
+            loop {
+                let output = client.output().unwrap();
+                if output.status.success() {
+                    return Rate::told_by_iperf3(&output.stdout);
+                }
+                assert!(begun.elapsed() < LISTENS_WITHIN, "{client:?}: {output:?}");
+                thread::sleep(Duration::from_millis(10));
             }
-            stream.shutdown(Shutdown::Write).unwrap();
-            let mut total = [0; 8];
-            stream.read_exact(&mut total).unwrap();
-            u64::from_be_bytes(total) as f64 / f64::from(1 << 20)
-        };
-        self.as_client(move |at| Rate::of(|| run(at)))
+        })
     }
 
     /// A byte there and a byte back on one connection.
@@ -141,28 +179,31 @@ impl Ends {
     }
 }
 
+/// On a thread of its own in this namespace.
+fn within<T: Send + 'static>(namespace: &Path, body: impl FnOnce() -> T + Send + 'static) -> T {
+    let namespace = namespace.to_owned();
+    let thread = thread::spawn(move || {
+        enter(&namespace);
+        body()
+    });
+    thread.join().unwrap()
+}
+
 fn enter(namespace: &Path) {
     setns(File::open(namespace).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
 }
 
 /// One connection after the other: a thread for each would cost more than what is measured.
 pub(crate) fn answer(mut stream: TcpStream) {
-    let mut buffer = vec![0; 1 << 17];
+    let mut asked = [0];
     stream.set_nodelay(true).unwrap();
-    let Ok(1..) = stream.read(&mut buffer[..1]) else {
+    let Ok(1..) = stream.read(&mut asked) else {
         return;
     };
-    match buffer[0] {
-        b'c' => {
-            let _gone = stream.write_all(b"c");
-        }
-        b'p' => while stream.write_all(b"p").is_ok() && matches!(stream.read(&mut buffer[..1]), Ok(1..)) {},
+    match &asked {
+        b"p" => while stream.write_all(b"p").is_ok() && matches!(stream.read(&mut asked), Ok(1..)) {},
         _ => {
-            let mut total = 0_u64;
-            while let Ok(length @ 1..) = stream.read(&mut buffer) {
-                total += length as u64;
-            }
-            let _gone = stream.write_all(&total.to_be_bytes());
+            let _gone = stream.write_all(b"c");
         }
     }
 }
