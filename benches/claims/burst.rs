@@ -48,18 +48,27 @@ async fn bursts(report: &mut Report) {
     let witness = Witness::listen();
     engine.network(SHARED, 80).await;
     engine.run(&[Spec::new("server", "server", Role::Stay)]).await;
-    let count = report.effort.of(4, 100);
-    let mut found = WAYS.map(|_| Found::default());
+    let sizes: &[usize] = report.effort.of(&[2, 4], &[25, 50, 100]);
     // The first round warms up.
-    for round in 0..=report.effort.of(1, 4) {
+    rounds(&engine, &witness, sizes[0], 1).await;
+    let mut found = Vec::new();
+    for count in sizes.iter().copied() {
+        let of_size = rounds(&engine, &witness, count, report.effort.of(1, 4)).await;
+        tell(report, count, &of_size);
+        found.push((count, of_size));
+    }
+    tell_growth(report, &found);
+}
+
+/// What was found of each of [`WAYS`].
+async fn rounds(engine: &Engine, witness: &Witness, count: usize, rounds: usize) -> [Found; WAYS.len()] {
+    let mut found = WAYS.map(|_| Found::default());
+    for _ in 0..rounds {
         for ((_, edge), found) in WAYS.iter().zip(&mut found) {
-            one(&engine, &witness, count, *edge, found).await;
-            if round == 0 {
-                *found = Found::default();
-            }
+            one(engine, witness, count, *edge, found).await;
         }
     }
-    tell(report, count, &found);
+    found
 }
 
 async fn one(engine: &Engine, witness: &Witness, count: usize, edge: Option<&str>, found: &mut Found) {
@@ -170,5 +179,23 @@ fn tell(report: &mut Report, count: usize, found: &[Found]) {
             Goal::None,
         );
         figure("the daemon's processor time", "s", &found.cpu, None, Goal::None);
+    }
+}
+
+fn tell_growth(report: &mut Report, found: &[(usize, [Found; WAYS.len()])]) {
+    for (at, (way, edge)) in WAYS.iter().enumerate() {
+        let points = |of: fn(&Found) -> &Vec<f64>| -> Vec<(usize, f64)> {
+            let medians = found
+                .iter()
+                .map(|(count, found)| (*count, Sample::new(of(&found[at]).clone()).median()));
+            medians.collect()
+        };
+        let seconds = points(|it| &it.seconds);
+        report.growth(&format!("burst, to the last start: {way}"), &seconds, Goal::None);
+        if edge.is_some() {
+            let cpu = points(|it| &it.cpu);
+            let name = format!("burst, the daemon's processor time: {way}");
+            report.growth(&name, &cpu, Goal::AtMost(1.2));
+        }
     }
 }

@@ -94,6 +94,14 @@ impl Side {
             Self::Ours => "Cofferdam",
         }
     }
+
+    /// Goals are ours alone.
+    fn at_most(self, bound: f64) -> Goal {
+        match self {
+            Self::Dfw => Goal::None,
+            Self::Ours => Goal::AtMost(bound),
+        }
+    }
 }
 
 /// A daemon at work.
@@ -140,8 +148,15 @@ async fn side_by_side(report: &mut Report) {
         }
     }
     tell(report, sizes, &found);
+    let mut costs: BTreeMap<Side, Vec<(usize, f64)>> = BTreeMap::new();
     for size in sizes.iter().copied() {
-        stage.connections(report, size).await;
+        for (side, ratio) in stage.connections(report, size).await {
+            costs.entry(side).or_default().push((size, 1.0 / ratio));
+        }
+    }
+    for (side, points) in &costs {
+        let name = format!("peer, cost of new connections: {}", side.name());
+        report.growth(&name, points, side.at_most(0.02));
     }
 }
 
@@ -295,8 +310,9 @@ impl Stage {
         told.map(|it| between(it.began, it.connected.unwrap().0))
     }
 
-    /// The rate of new connections with either side's rules, each right after one without.
-    async fn connections(&self, report: &mut Report, size: usize) {
+    /// The rate of new connections with either side's rules, each right after one without; their ratio of what a second of
+    /// processor time achieves.
+    async fn connections(&self, report: &mut Report, size: usize) -> BTreeMap<Side, f64> {
         let grants = grants(size);
         let time = self
             .effort
@@ -323,15 +339,19 @@ impl Stage {
                 processors.push(rate.of_processor_time / bare.of_processor_time);
             }
         }
+        let mut medians = BTreeMap::new();
         for (side, (walls, processors)) in found {
-            for (what, ratios) in [("wall", walls), ("processor", processors)] {
+            let (walls, processors) = (Sample::new(walls), Sample::new(processors));
+            for (what, ratios) in [("wall", &walls), ("processor", &processors)] {
                 let name = format!(
                     "peer, new connections, ratio, {what}: {}, {size} rules",
                     side.name()
                 );
-                report.figure(&name, "", &Sample::new(ratios), Some(1.0), Goal::None);
+                report.figure(&name, "", ratios, Some(1.0), Goal::None);
             }
+            medians.insert(side, processors.median());
         }
+        medians
     }
 }
 
@@ -354,15 +374,23 @@ fn remove_rules() {
 }
 
 fn tell(report: &mut Report, sizes: &[usize], found: &BTreeMap<(Side, usize), Found>) {
-    let kinds: [(&str, Times); 4] = [
-        ("start to enforced", |it| &it.to_enforced),
-        ("change of one rule", |it| &it.changes),
-        ("start of a container until it could connect", |it| &it.reactions),
-        ("the same among events every 300 ms, 20 s at most", |it| {
-            &it.among_events
-        }),
+    // With the most that ours may grow with the rules.
+    let kinds: [(&str, Times, f64); 4] = [
+        ("start to enforced", |it| &it.to_enforced, 1.2),
+        ("change of one rule", |it| &it.changes, 1.2),
+        (
+            "start of a container until it could connect",
+            |it| &it.reactions,
+            0.2,
+        ),
+        (
+            "the same among events every 300 ms, 20 s at most",
+            |it| &it.among_events,
+            0.2,
+        ),
     ];
-    for (what, of) in kinds {
+    for (what, of, power) in kinds {
+        let mut points: BTreeMap<Side, Vec<(usize, f64)>> = BTreeMap::new();
         for size in sizes {
             let mut theirs = None;
             for side in SIDES {
@@ -374,7 +402,15 @@ fn tell(report: &mut Report, sizes: &[usize], found: &BTreeMap<(Side, usize), Fo
                 let name = format!("peer, {what}: {}, {size} rules", side.name());
                 report.figure(&name, "ms", &sample, theirs, Goal::None);
                 theirs = Some(sample.median());
+                points.entry(side).or_default().push((*size, sample.median()));
             }
+        }
+        for (side, points) in &points {
+            report.growth(
+                &format!("peer, {what}: {}", side.name()),
+                points,
+                side.at_most(power),
+            );
         }
     }
 }
