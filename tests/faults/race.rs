@@ -17,6 +17,9 @@ const NETWORK: &str = "shop_default";
 const SECONDS: &str = "4";
 /// So many of a hundred declared connects succeed at their first SYN.
 const PERCENT: usize = 99;
+/// From Engine 28 on. It tells of an endpoint when the first instruction is 10 to 60 ms away, and with 50 starts under way on two
+/// processors it takes 20 to 300 ms to say what address that has.
+const PERCENT_OF_ENGINE_28: usize = 94;
 
 pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     let mut shop = Shop::open(lab, "race", POLICY).await?;
@@ -41,16 +44,26 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
         started += reports.len();
         late += reports.len() - at_first_syn(&reports);
     }
-    if late * 100 > started * (100 - PERCENT)
+    let percent = percent(&shop).await?;
+    if late * 100 > started * (100 - percent)
         && let Some(last) = figures.last_mut()
     {
         let text =
-            format!("{late} of all {started} did not connect at the first SYN: at least {PERCENT} % must");
+            format!("{late} of all {started} did not connect at the first SYN: at least {percent} % must");
         last.failed.get_or_insert(text);
     }
     figures.push(unrepaired(&shop, started as u64).await?);
     figures.push(stopped(&mut shop, &targets).await?);
     Ok(closed(shop, "race", figures).await)
+}
+
+async fn percent(shop: &Shop) -> anyhow::Result<usize> {
+    let version = shop.lab.docker.version().await?.version.unwrap_or_default();
+    let major = version.split('.').next().and_then(|it| it.parse::<u32>().ok());
+    Ok(match major.context("the engine names no version")? {
+        28.. => PERCENT_OF_ENGINE_28,
+        _ => PERCENT,
+    })
 }
 
 /// Creates and starts containers of the permitted client, so many at a time, and collects their reports.
