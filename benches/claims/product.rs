@@ -112,8 +112,11 @@ pub(crate) fn forget() {
 /// Engine 20.10 may count an endpoint of a container that is removed for ever, and then never lets its network go: nobody waits for
 /// that.
 fn lacks_removals_only(status: &Value) -> bool {
-    let is_removal =
-        |reason: &Value| reason.as_str().is_some_and(|it| it.starts_with("cannot remove network"));
+    let is_removal = |reason: &Value| {
+        reason
+            .as_str()
+            .is_some_and(|it| it.starts_with("cannot remove network"))
+    };
     let reasons = status["reasons"].as_array();
     reasons.is_some_and(|it| !it.is_empty() && it.iter().all(is_removal))
 }

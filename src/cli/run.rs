@@ -21,6 +21,7 @@ const NICENESS: i32 = -10;
 pub(super) fn run(args: SettingsArgs) -> Result<ExitCode, Refusal> {
     start_log();
     raise_priority();
+    cofferdam_heap::share();
     let settings = args.load()?;
     load_bridge_netfilter()?;
     for lack in confine(&needs(&settings), settings.means)? {
