@@ -109,18 +109,6 @@ pub(crate) fn forget() {
     ));
 }
 
-/// Engine 20.10 may count an endpoint of a container that is removed for ever, and then never lets its network go: nobody waits for
-/// that.
-fn lacks_removals_only(status: &Value) -> bool {
-    let is_removal = |reason: &Value| {
-        reason
-            .as_str()
-            .is_some_and(|it| it.starts_with("cannot remove network"))
-    };
-    let reasons = status["reasons"].as_array();
-    reasons.is_some_and(|it| !it.is_empty() && it.iter().all(is_removal))
-}
-
 impl Daemon {
     /// Waits until everything is in force that the policy and the containers ask for.
     pub(crate) fn settle(&self) {
@@ -128,7 +116,7 @@ impl Daemon {
         loop {
             let status = self.status();
             let status: Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
-            if status["settled"] == true && (status["state"] == "enforcing" || lacks_removals_only(&status)) {
+            if status["state"] == "enforcing" && status["settled"] == true {
                 return;
             }
             assert!(
