@@ -232,6 +232,7 @@ impl Planner {
 
     /// Takes a full listing of these settings.
     pub fn reset_link_settings(&mut self, calling: BTreeSet<u32>, isolated: BTreeMap<u32, bool>) {
+        self.changing.values_mut().for_each(|it| *it = Meanwhile::Told);
         if self.calling == calling && self.isolated == isolated {
             return;
         }

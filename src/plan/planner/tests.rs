@@ -525,6 +525,13 @@ fn what_others_set_while_a_bridge_is_being_set_is_not_forgotten_when_that_is_ove
     assert!(scene.planner.observe_calls(BRIDGE, false));
     scene.planner.link_applied(step);
     assert_eq!(scene.carry_out().links, [step]);
+    // What the kernel told was lost, and everything was listed.
+    scene.planner.link_started(step);
+    scene
+        .planner
+        .reset_link_settings(BTreeSet::new(), BTreeMap::new());
+    scene.planner.link_applied(step);
+    assert_eq!(scene.carry_out().links, [step]);
 }
 
 #[test]
