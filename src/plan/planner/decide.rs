@@ -163,11 +163,22 @@ impl Planner {
     /// A step on a bridge or port is under way: no other of the same interface is planned until it is done.
     pub fn link_started(&mut self, step: LinkStep) {
         self.changing.insert(step.interface(), Meanwhile::Silence);
+        self.note_returned(step, true);
     }
 
     /// A step on a bridge or port failed, and is planned again.
     pub fn link_failed(&mut self, step: LinkStep) {
         self.changing.remove(&step.interface());
+        self.note_returned(step, false);
+    }
+
+    /// A port that was put back is not put back again until it is seen: the kernel may tell of it before the step is over.
+    fn note_returned(&mut self, step: LinkStep, returned: bool) {
+        if let LinkStep::Return { port, .. } = step
+            && let Some(home) = self.homes.get_mut(port)
+        {
+            home.returned = returned;
+        }
     }
 
     /// Whether a step on this bridge or port is under way.
@@ -183,20 +194,15 @@ impl Planner {
     /// A step on a bridge or port succeeded. What the kernel told of the interface meanwhile counts for more: others may have
     /// changed it again.
     pub fn link_applied(&mut self, step: LinkStep) {
-        let told = self.changing.remove(&step.interface()) == Some(Meanwhile::Told);
+        let meanwhile = self.changing.remove(&step.interface());
+        if meanwhile == Some(Meanwhile::Told) {
+            return;
+        }
         match step {
-            LinkStep::NetfilterCalls { bridge } if !told => {
-                self.calling.insert(bridge);
-            }
-            LinkStep::Isolate { port, isolated } if !told => {
-                self.isolated.insert(port, isolated);
-            }
-            LinkStep::NetfilterCalls { .. } | LinkStep::Isolate { .. } => {}
-            LinkStep::Return { port, .. } => {
-                if let Some(home) = self.homes.get_mut(port) {
-                    home.returned = true;
-                }
-            }
+            LinkStep::NetfilterCalls { bridge } => drop(self.calling.insert(bridge)),
+            LinkStep::Isolate { port, isolated } => drop(self.isolated.insert(port, isolated)),
+            LinkStep::Return { .. } if meanwhile.is_none() => self.note_returned(step, true),
+            LinkStep::Return { .. } => {}
         }
     }
 

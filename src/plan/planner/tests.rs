@@ -544,3 +544,20 @@ fn what_others_set_on_a_bridge_without_guarded_network_is_theirs() {
     assert!(!scene.planner.observe_calls(BRIDGE, true));
     assert!(scene.planner.observe_calls(BRIDGE, false));
 }
+
+#[test]
+fn a_port_is_put_back_as_often_as_it_is_taken_away() {
+    let mut scene = Scene::new();
+    let port = scene.ports[&id("server")];
+    let at_home = scene.planner.links.port(port).unwrap().clone();
+    let step = LinkStep::Return { port, bridge: BRIDGE };
+    for _ in 0..2 {
+        scene.planner.remove_port(port);
+        assert!(scene.carry_out().links.contains(&step));
+        scene.planner.link_started(step);
+        // The kernel tells of it before it is over.
+        scene.planner.upsert_port(at_home.clone());
+        scene.planner.link_applied(step);
+        assert!(!scene.carry_out().links.contains(&step));
+    }
+}
