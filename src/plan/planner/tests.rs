@@ -133,6 +133,11 @@ impl Scene {
         self.planner.upsert_container(container, now);
     }
 
+    /// As the planner knows it.
+    fn container(&self, name: &str) -> Container {
+        self.planner.inventory().container(&id(name)).unwrap().clone()
+    }
+
     fn stop(&mut self, name: &str) {
         self.planner.remove_port(self.ports[&id(name)]);
         self.planner.remove_container(&id(name));
@@ -213,12 +218,7 @@ fn an_address_that_changes_hands_is_closed_until_its_connections_are_gone() {
 #[test]
 fn an_address_that_two_containers_have_dials_no_published_port() {
     let mut scene = Scene::new();
-    let mut server = scene
-        .planner
-        .inventory()
-        .container(&id("server"))
-        .unwrap()
-        .clone();
+    let mut server = scene.container("server");
     server.published.insert(Published {
         address: [0, 0, 0, 0].into(),
         transport: Transport::Tcp,
@@ -364,12 +364,7 @@ fn an_inspection_that_a_start_held_up_takes_nothing_back() {
     scene.start("second", "client", 4);
     scene.carry_out();
     assert!(scene.is_open(4));
-    let inspected = scene
-        .planner
-        .inventory()
-        .container(&id("second"))
-        .unwrap()
-        .clone();
+    let inspected = scene.container("second");
     scene
         .planner
         .upsert_container(inspected.clone(), before_the_start);
@@ -396,12 +391,7 @@ fn an_inspection_that_a_start_held_up_takes_nothing_back() {
 #[test]
 fn an_older_reading_of_an_unknown_container_does_not_pass_for_a_later_one() {
     let mut scene = Scene::new();
-    let server = scene
-        .planner
-        .inventory()
-        .container(&id("server"))
-        .unwrap()
-        .clone();
+    let server = scene.container("server");
     let stranger = Container {
         id: id("stranger"),
         ..server.clone()
